@@ -1,4 +1,4 @@
-"""Records as columns: what travels from the journal to a store, and what a store reads from journals that are live."""
+"""Records as columns: what travels from the journals to a store."""
 
 import uuid
 from dataclasses import dataclass, field

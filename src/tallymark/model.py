@@ -3,6 +3,7 @@
 Everything that is recorded, whatever it came from, becomes a :class:`Record`. The limits are here and nowhere else.
 """
 
+import math
 import uuid
 from typing import Any
 
@@ -73,3 +74,63 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 COLUMNS: tuple[str, ...] = Record.__struct_fields__
 """The names of the columns that a query can show, filter and group by, in their order."""
+
+
+SeriesKey = tuple[str, str, str, str, str | None]
+"""What makes a series: (service, metric_type, name, unit, description)."""
+
+RESERVED_TYPE = "tallymark"
+"""The metric_type of the rows that a store keeps about itself."""
+
+
+def check_series(key: SeriesKey) -> SeriesKey:
+    """The key with its texts as they can be stored, or ValueError naming the field and the rule."""
+    service, metric_type, name, unit, description = key
+    if metric_type == RESERVED_TYPE:
+        raise ValueError(f"metric_type {RESERVED_TYPE!r} is reserved for the store's own records")
+    return (
+        check_text("service", service),
+        check_text("metric_type (operation_type)", metric_type),
+        check_text("name (operation_name)", name),
+        check_text("unit", unit),
+        None if description is None else check_text("description", description, MAX_DESCRIPTION_LENGTH),
+    )
+
+
+def check_text(field: str, value: object, longest: int = MAX_NAME_LENGTH) -> str:
+    """The value as text that can be stored, or ValueError naming the field and the rule."""
+    if not isinstance(value, str):
+        raise ValueError(f"{field} must be text, not {type(value).__name__}")
+    if not value or value.isspace():
+        raise ValueError(f"{field} must not be empty")
+    if len(value) > longest:
+        raise ValueError(f"{field} has {len(value)} characters; at most {longest} are allowed")
+    return clean_text(str.__str__(value))
+
+
+def check_number(field: str, value: object) -> float:
+    """The value as a finite float, or ValueError naming the field and the rule."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{field} must be a number, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{field} must be finite")
+    return number
+
+
+def check_duration(field: str, value: object) -> float:
+    """The value as a duration in milliseconds, or ValueError naming the field and the rule."""
+    number = check_number(field, value)
+    if number < 0:
+        raise ValueError(f"{field} must not be negative")
+    if number > MAX_DURATION_MS:
+        raise ValueError(f"{field} must be at most ten years; was it computed from two wall-clock readings?")
+    return number
+
+
+def clean_text(text: str) -> str:
+    """The text as UTF-8 can hold it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,276 @@
+"""Reading lanes, as columns and from any process, while their writers go on.
+
+Read with ``pread``, not through a mapping: a file that somebody truncates then costs the records in it, not the process.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tallymark.batch import CLOSED, SCHEMA
+from tallymark.core import core
+from tallymark.lane import (
+    COUNTER,
+    COUNTERS_AT,
+    COUNTERS_SIZE,
+    DROP_REASONS,
+    ENTRIES_AT,
+    ENTRY_SIZE,
+    HEADER,
+    HEADER_COPIES,
+    MAGIC,
+    OUTCOMES,
+    RECORD,
+    SERIES,
+    SUFFIX,
+    VERSION,
+    read_counters,
+)
+from tallymark.model import SeriesKey
+
+ENTRY_DTYPE = np.dtype(
+    [
+        ("crc", "<u4"),
+        ("kind", "u1"),
+        ("outcome", "u1"),
+        ("metadata", "<u2"),
+        ("error", "<u2"),
+        ("trace", "<u2"),
+        ("session", "<u2"),
+        ("unused", "<u2"),
+        ("series", "<u4"),
+        ("heap", "<u4"),
+        ("timestamp", "<i8"),
+        ("value", "<f8"),
+    ]
+)
+assert ENTRY_DTYPE.itemsize == ENTRY_SIZE
+
+_log = logging.getLogger("tallymark")
+_decode_series = msgspec.json.Decoder(SeriesKey).decode
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a lane holds from some sequence number on.
+
+    Attributes:
+        table: the readable records, as rows of :data:`tallymark.batch.SCHEMA`.
+        end: the sequence number after the last readable entry; what comes later may be half written.
+        corrupt: how many records up to ``end`` cannot be read.
+    """
+
+    table: pa.Table
+    end: int
+    corrupt: int
+
+
+class LaneReader:
+    """One lane, opened for reading. It stays readable when the file is deleted meanwhile.
+
+    Raises:
+        FileNotFoundError: it was shipped and deleted.
+        ValueError: it is no lane, both copies of its header are damaged, or a newer version wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC) if os.access(path, os.W_OK) else os.open(path, os.O_RDONLY)
+        for copy in HEADER_COPIES:
+            raw = os.pread(self._fd, HEADER.size, copy)
+            if len(raw) < HEADER.size:
+                continue
+            magic, version, _, entries, heap_start, size, ident, _, crc = HEADER.unpack(raw)
+            if magic == MAGIC and crc == crc32(raw[:-4]):
+                break
+        else:
+            raise ValueError(f"{path} is not a journal, or both copies of its header are damaged")
+        if version != VERSION:
+            raise ValueError(f"{path} has format version {version}; this tallymark reads {VERSION}")
+        self.journal = ident.hex()
+        self.capacity: int = entries
+        self._heap_start: int = heap_start
+        self._size: int = size
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def is_complete(self) -> bool:
+        """Whether its writer is done with it or dead. Where it is, this reader now holds the lock."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many records were dropped while this lane was in use, by reason."""
+        counters = read_counters(os.pread(self._fd, COUNTERS_SIZE, COUNTERS_AT))
+        return {reason: n for reason, n in zip(DROP_REASONS, counters, strict=False) if n}
+
+    def add_to_counters(self, added: dict[int, int], replaced: dict[int, int]) -> None:
+        """Leave figures for the writer's own statistics."""
+        counters = read_counters(os.pread(self._fd, COUNTERS_SIZE, COUNTERS_AT))
+        values = {index: counters[index] + value for index, value in added.items()} | replaced
+        for index, value in values.items():
+            os.pwrite(self._fd, COUNTER.pack(value, value, value), COUNTERS_AT + index * COUNTER.size)
+
+    def _entries(self) -> npt.NDArray[Any]:
+        """The entries up to the last that was written."""
+        raw = os.pread(self._fd, self.capacity * ENTRY_SIZE, ENTRIES_AT)
+        entries = np.frombuffer(raw[: len(raw) // ENTRY_SIZE * ENTRY_SIZE], ENTRY_DTYPE)
+        # Two fields, so that one flipped bit in the unwritten part is not taken for a record.
+        signs = (entries["crc"] != 0).astype("u1") + (entries["kind"] != 0) + (entries["heap"] != 0)
+        written = np.flatnonzero(signs >= 2)
+        return entries[: written[-1] + 1] if len(written) else entries[:0]
+
+    def pending(self, start: int) -> int:
+        """How many records are here from a sequence number on."""
+        return 0 if start >= CLOSED else int(np.count_nonzero(self._entries()["kind"][start:] == RECORD))
+
+    def rows(self, start: int) -> pa.Table:
+        """The readable records from a sequence number on."""
+        return self.read(start).table
+
+    def read(self, start: int, *, complete: bool = False) -> Range:
+        """Everything from a sequence number on. In a complete lane an unreadable end is corrupt, not half written."""
+        if start >= CLOSED:
+            return Range(SCHEMA.empty_table(), start, 0)
+        entries = self._entries()
+        heap = os.pread(self._fd, self._size - self._heap_start, self._heap_start)
+        offsets = _text_offsets(entries, self._heap_start)
+        intact = _check(entries, heap, offsets, start)
+        series = _series(entries, heap, offsets, intact)
+        valid = intact & (entries["kind"] == RECORD) & np.isin(entries["series"], list(series))
+        valid[:start] = False
+        rows = np.flatnonzero(valid)
+        end = len(entries) if complete else int(rows[-1]) + 1 if len(rows) else start
+        # A series has no timestamp; a real timestamp has more than one byte, so one flipped byte does not look like it.
+        is_record = np.count_nonzero(np.ascontiguousarray(entries["timestamp"]).view("u1").reshape(-1, 8), axis=1) > 1
+        corrupt = int(np.count_nonzero(is_record[start:end] & ~valid[start:end]))
+        return Range(self._table(entries[rows], rows, offsets[rows], heap, series), end, corrupt)
+
+    def _table(
+        self,
+        entries: npt.NDArray[Any],
+        rows: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64],
+        heap: bytes,
+        series: dict[int, SeriesKey],
+    ) -> pa.Table:
+        """The entries as columns. The texts are not copied one by one: the heap is the data of an Arrow string array
+        in which metadata, error, trace id, session id and the gap to the next record take turns.
+        """
+        n = len(rows)
+        if n == 0:
+            return SCHEMA.empty_table()
+        joints = np.empty(5 * n + 1, dtype="<i4")
+        joints[:-1] = offsets.reshape(-1)
+        joints[-1] = offsets[-1, -1]
+        texts = pa.StringArray.from_buffers(5 * n, pa.py_buffer(joints), pa.py_buffer(heap))
+
+        def text(turn: int, field: str) -> pa.Array:
+            missing = entries[field] == 0
+            if missing.all():
+                return pa.nulls(n, pa.string())
+            return texts.take(pa.array(np.arange(turn, 5 * n, 5), mask=missing))
+
+        known = list(series)
+        number = pa.array(np.searchsorted(known, entries["series"]))
+        outcome = entries["outcome"]
+        columns = {
+            "journal": pa.array([self.journal]).take(pa.array(np.zeros(n, dtype="i4"))),
+            "seq": pa.array(rows),
+            "timestamp": pa.array(np.ascontiguousarray(entries["timestamp"])),
+            **{
+                field: pa.array([series[k][at] for k in known], pa.string()).take(number)
+                for at, field in enumerate(("service", "metric_type", "name", "unit", "description"))
+            },
+            "value": pa.array(np.ascontiguousarray(entries["value"])),
+            "success": pa.array(outcome == OUTCOMES.index(True), mask=outcome == OUTCOMES.index(None)),
+            "error": text(1, "error"),
+            "trace_id": text(2, "trace"),
+            "session_id": text(3, "session"),
+            "metadata": texts.take(pa.array(np.arange(0, 5 * n, 5))),
+        }
+        return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
+
+
+def _text_offsets(entries: npt.NDArray[Any], heap_start: int) -> npt.NDArray[np.int64]:
+    """Where the four texts of each entry begin in the heap, and where the last ends: shape (entries, 5)."""
+    offsets = np.empty((len(entries), 5), dtype=np.int64)
+    offsets[:, 0] = entries["heap"]
+    offsets[:, 0] -= heap_start
+    for column, field in enumerate(("metadata", "error", "trace", "session")):
+        np.add(offsets[:, column], entries[field], out=offsets[:, column + 1])
+    return offsets
+
+
+def _check(
+    entries: npt.NDArray[Any], heap: bytes, offsets: npt.NDArray[np.int64], start: int
+) -> npt.NDArray[np.bool_]:
+    """Which entries have the checksum that they should have. Records before ``start`` are not looked at."""
+    intact = np.zeros(len(entries), dtype=bool)
+    wanted = (entries["kind"] == SERIES) | (np.arange(len(entries)) >= start)
+    wanted &= (offsets[:, 0] >= 0) & (offsets[:, 4] <= len(heap))
+    raw = entries.tobytes()
+    if core is not None:
+        begins, ends = offsets[:, 0].tobytes(), offsets[:, 4].tobytes()
+        return np.frombuffer(core.check(raw, heap, begins, ends, wanted.tobytes()), dtype=bool)
+    rows = np.flatnonzero(wanted)
+    intact[rows] = [
+        crc32(heap[begin:end], crc32(raw[at + 4 : at + ENTRY_SIZE])) == crc
+        for at, begin, end, crc in zip(
+            (rows * ENTRY_SIZE).tolist(),
+            offsets[rows, 0].tolist(),
+            offsets[rows, 4].tolist(),
+            entries["crc"][rows].tolist(),
+            strict=True,
+        )
+    ]
+    return intact
+
+
+def _series(
+    entries: npt.NDArray[Any], heap: bytes, offsets: npt.NDArray[np.int64], intact: npt.NDArray[np.bool_]
+) -> dict[int, SeriesKey]:
+    """The series that are defined, by their numbers, in ascending order."""
+    found = {}
+    for row in np.flatnonzero(intact & (entries["kind"] == SERIES)):
+        found[int(entries["series"][row])] = _decode_series(heap[offsets[row, 0] : offsets[row, 1]])
+    return dict(sorted(found.items()))
+
+
+def lanes(folder: Path) -> list[LaneReader]:
+    """Every lane in a folder, the oldest first. What is no lane or cannot be read is left out."""
+    found = []
+    for path in _by_age(folder):
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                found.append(LaneReader(path))
+            except ValueError as error:
+                _log.warning("%s", error)
+    return found
+
+
+def _by_age(folder: Path) -> list[Path]:
+    ages = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            if entry.name.endswith(SUFFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    ages.append((entry.stat().st_mtime_ns, entry.path))
+    return [Path(path) for _, path in sorted(ages)]

@@ -1,0 +1,105 @@
+"""Metadata as JSON bytes: checked for shape, size and privacy on the way.
+
+The common case, a flat dictionary with keys that were seen before, is decided by two set operations in C; everything
+else takes the careful way, which also words the error.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from tallymark.model import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, MAX_METADATA_KEYS, clean_text
+from tallymark.privacy import forbidden_word
+
+_encode = msgspec.json.Encoder().encode
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+#: Keys that passed. Bounded, because an application may put anything into a key.
+accepted_keys: set[str] = set()
+_MAX_ACCEPTED = 10_000
+
+
+def encode_metadata(metadata: dict[str, Any]) -> bytes:
+    """The JSON text of metadata, in UTF-8.
+
+    Raises:
+        ValueError: it is not a JSON object, too deep, too large, or has a key that may not be stored. The message
+            names the key and the rule, never the value.
+    """
+    if (
+        type(metadata) is dict
+        and accepted_keys.issuperset(metadata)
+        and _SCALARS.issuperset(map(type, metadata.values()))
+        and len(metadata) <= MAX_METADATA_KEYS
+    ):
+        try:
+            text = _encode(metadata)
+        except (ValueError, OverflowError):  # lone surrogates, integers beyond 64 bits
+            pass
+        else:
+            # msgspec writes NaN as null, so a null has to be looked at.
+            if len(text) <= MAX_METADATA_BYTES and b"null" not in text:
+                return text
+    return _encode_carefully(metadata)
+
+
+def _encode_carefully(metadata: object) -> bytes:
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}")
+    text = _encode(_Walk().visit(metadata, "metadata", 1))
+    if len(text) > MAX_METADATA_BYTES:
+        raise ValueError(f"metadata is {len(text)} bytes of JSON; at most {MAX_METADATA_BYTES} are allowed")
+    return text
+
+
+class _Walk:
+    """One visit of a whole metadata object: a copy that JSON can hold, or ValueError."""
+
+    def __init__(self) -> None:
+        self.keys = 0
+
+    def visit(self, value: object, path: str, depth: int) -> object:
+        # Subclasses (enumerations, numpy.float64) are stored as what they extend.
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return clean_text(str.__str__(value))
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError(f"{path} must be a finite number: JSON has no NaN and no infinity")
+            return float(value)
+        if isinstance(value, int):
+            if not -(2**63) <= value < 2**64:
+                raise ValueError(f"{path} must fit in 64 bits")
+            return int(value)
+        if depth > MAX_METADATA_DEPTH:
+            raise ValueError(f"{path} is nested too deep; at most {MAX_METADATA_DEPTH} levels are allowed")
+        if isinstance(value, dict):
+            return {
+                self.key(key, path): self.visit(item, f"{path}.{key}", depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            if len(value) > MAX_METADATA_BYTES // 2:
+                raise ValueError(f"{path} is too long; metadata may have {MAX_METADATA_BYTES} bytes of JSON")
+            return [self.visit(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+        raise ValueError(f"{path} must be JSON (text, number, true, false, null, list, dict), not {type(value).__name__}")
+
+    def key(self, key: object, path: str) -> str:
+        if not isinstance(key, str):
+            raise ValueError(f"{path} has a key of type {type(key).__name__}; keys must be text")
+        self.keys += 1
+        if self.keys > MAX_METADATA_KEYS:
+            raise ValueError(f"metadata has too many keys; at most {MAX_METADATA_KEYS} are allowed")
+        if key in accepted_keys:
+            return key
+        key = clean_text(str.__str__(key))
+        word = forbidden_word(key)
+        if word is not None:
+            raise ValueError(
+                f"{path} has the forbidden key {key[:80]!r}: {word!r} may name a person or a secret and is never stored"
+            )
+        if len(accepted_keys) < _MAX_ACCEPTED and len(key) <= 200:
+            accepted_keys.add(key)
+        return key

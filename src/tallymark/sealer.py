@@ -1,0 +1,188 @@
+"""Has the journals of an application brought into its lake, by a process that is not the application.
+
+Native runtimes and ``fork`` do not mix, and their imports are heavy, so nothing of the lake is ever loaded into the
+process that records: a short-lived child does the work, or a ``tallymark serve`` on the same folder, if one runs.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final
+
+from tallymark.errors import ConfigError
+from tallymark.journal import Journal
+from tallymark.lane import JOURNALS
+
+LOCK_FILE: Final = ".shipping"
+"""Locked, in the folder of the journals, by whoever ships."""
+REQUEST_FILE: Final = ".ship-now"
+"""Made, in the folder of the journals, by whoever wants a long-running shipper to ship at once."""
+SEAL_SECONDS: Final = 60.0
+"""Records are read from the journal as well as from the lake: short of a full lane, a child a minute is enough."""
+MANY_FILES: Final = 8
+"""So many journals, left behind by others too, are worth a child at any time."""
+
+_log = logging.getLogger("tallymark")
+
+
+def lake_folder(store: str) -> Path:
+    """The folder of a store URL.
+
+    Raises:
+        ConfigError: the URL is of another kind.
+    """
+    scheme, colon, rest = store.partition(":")
+    if colon and scheme == "lake":
+        return Path(rest)
+    if "://" in store or (colon and scheme == "json"):
+        raise ConfigError(f"store {scheme!r} is not available; use a folder, such as './metrics' or 'lake:./metrics'")
+    return Path(store)
+
+
+def somebody_ships(journals: Path) -> bool:
+    """Whether a shipper is at work, or on duty, on this folder."""
+    try:
+        fd = os.open(journals / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+class Sealer:
+    """Starts children that ship, when it is worth one."""
+
+    def __init__(self, store: str, interval_seconds: float, batch_size: int) -> None:
+        self.journals = lake_folder(store) / JOURNALS
+        self._store = store
+        self._interval = interval_seconds
+        self._batch_size = batch_size
+        self._child: subprocess.Popen[bytes] | None = None
+        self._looked = self._sealed = time.monotonic()
+
+    def look(self, journal: Journal) -> None:
+        """Start a child where a batch is due and nobody else is shipping. Called often, by one thread."""
+        now = time.monotonic()
+        if self._is_busy() or (now - self._looked < self._interval and journal.complete_lanes < MANY_FILES // 2):
+            return
+        self._looked = now
+        waiting = journal.stats().pending
+        rested = now - self._sealed >= SEAL_SECONDS
+        if journal.complete_lanes or (rested and waiting >= self._batch_size) or (rested and self._crowded()):
+            self._start_child()
+
+    def seal(self, journal: Journal, deadline: float, *, final: bool = False) -> "Waiting":
+        """Have everything that a journal holds now brought into the lake.
+
+        Args:
+            deadline: on the monotonic clock; waiting longer raises TimeoutError.
+            final: the application is ending: where somebody else ships, leave it to them.
+        """
+        if not journal.stats().pending or (final and somebody_ships(self.journals)):
+            return Waiting(None)
+        if not self._is_busy():
+            self._start_child()
+        return Waiting(lambda: self._finish(journal, deadline))
+
+    def _finish(self, journal: Journal, deadline: float) -> None:
+        wanted = journal.stats().recorded
+        while True:
+            if self._child is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._child.wait(max(0.0, deadline - time.monotonic()))
+                if self._child is not None and self._child.returncode and not self._is_busy():
+                    return  # it said why, and that was logged
+                self._is_busy()
+            stats = journal.stats()
+            if stats.pending <= stats.recorded - wanted:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{stats.pending} records are not in the store yet; they are safe in {self.journals} "
+                    "and will be shipped by the next process that records there, or by `tallymark serve`"
+                )
+            if somebody_ships(self.journals):
+                with contextlib.suppress(OSError):
+                    (self.journals / REQUEST_FILE).touch()
+                time.sleep(0.02)
+            elif not self._start_child():
+                return
+
+    def _is_busy(self) -> bool:
+        """Whether a child of ours is at work. What a finished one had to complain about is logged."""
+        child = self._child
+        if child is None:
+            return False
+        if child.poll() is None:
+            return True
+        self._child = None
+        complaint = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
+        if child.stderr:
+            child.stderr.close()
+        if child.returncode:
+            _log.warning("shipping failed, the journal keeps the records: %s", complaint[-2000:] or child.returncode)
+        return False
+
+    def _start_child(self) -> bool:
+        if not sys.executable or somebody_ships(self.journals):
+            return False
+        self._sealed = time.monotonic()
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "tallymark.shipper", self._store],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the application's terminal is not meant for it
+            )
+        except OSError as error:
+            _log.warning("shipping failed, the journal keeps the records: %s", error)
+            return False
+        return True
+
+    def _crowded(self) -> bool:
+        try:
+            return len(os.listdir(self.journals)) > MANY_FILES
+        except OSError:
+            return False
+
+
+class Waiting:
+    """What ``stop`` and ``flush`` return. Outside an event loop it has waited already; inside one, await it."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+        if work is not None and _running_loop() is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait now, whatever runs.
+
+        Raises:
+            TimeoutError: the store did not have everything in time.
+        """
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        loop = _running_loop()
+        if self._work is not None and loop is not None:
+            yield from loop.run_in_executor(None, self.wait).__await__()
+
+
+def _running_loop() -> Any:
+    """The running asyncio loop; asyncio is not imported for the question."""
+    asyncio = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()

@@ -1,0 +1,240 @@
+"""The shipper: from the journals into the store, every record exactly once.
+
+The store keeps, in the transaction that brings the rows, how far each journal has come. Whatever happens between that
+and the deletion of a journal, the next shipper sees what is done. ``python -m tallymark.shipper STORE`` ships once.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from tallymark.batch import CLOSED, SCHEMA, Batch
+from tallymark.clock import Clock, SystemClock
+from tallymark.errors import TallymarkError
+from tallymark.lane import BATCHES, DROP_REASONS, JOURNALS, SHIPPED, SHIPPED_AT
+from tallymark.lane_reader import LaneReader, lanes
+from tallymark.model import RESERVED_TYPE
+from tallymark.sealer import LOCK_FILE, REQUEST_FILE, lake_folder
+from tallymark.store import Store, open_store
+
+BATCH_ROWS: Final = 500_000
+"""About how many rows are written at once."""
+POLL_SECONDS: Final = 0.25
+"""How often a long-running shipper looks whether there is something to do."""
+STALE_SECONDS: Final = 3600
+"""A journal that was never finished being made is removed after this."""
+
+_log = logging.getLogger("tallymark")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What one round did."""
+
+    records: int
+    batches: int
+
+
+@contextlib.contextmanager
+def shipping_lock(journals: Path) -> Generator[bool]:
+    """Hold the right to ship from a folder; yields whether it was free."""
+    journals.mkdir(parents=True, exist_ok=True)
+    fd = os.open(journals / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def ship(store: Store, journals: Path, clock: Clock) -> Shipped:
+    """Bring everything that the journals hold into the store. The caller holds the shipping lock.
+
+    Raises:
+        StoreError: the store refused; what is not stored stays in the journals.
+    """
+    _remove_unfinished(journals)
+    found = lanes(journals)
+    positions = store.positions([lane.journal for lane in found])
+    records = batches = 0
+    waiting: list[Lot] = []
+    for number, lane in enumerate(found):
+        waiting.append(_take(lane, positions.get(lane.journal, 0), clock))
+        rows = sum(lot.records for lot in waiting)
+        if rows >= BATCH_ROWS or number == len(found) - 1:
+            _write(store, waiting, clock)
+            records += rows
+            batches += rows > 0
+            waiting = []
+    return Shipped(records, batches)
+
+
+@dataclass(frozen=True)
+class Lot:
+    """What one lane gives to a batch, and how far that brings it."""
+
+    lane: LaneReader
+    table: pa.Table
+    records: int
+    start: int
+    end: int
+
+
+def _take(lane: LaneReader, start: int, clock: Clock) -> Lot:
+    complete = lane.is_complete()
+    found = lane.read(start, complete=complete)
+    dropped = lane.dropped if complete and start < CLOSED else {}
+    if found.corrupt:
+        dropped = {**dropped, "corrupt": found.corrupt}
+        _log.warning("%s: %d records are corrupt and were dropped", lane.path, found.corrupt)
+    # Numbered after every entry that the lane can have, and differently in every batch.
+    first = lane.capacity + found.end * len(DROP_REASONS)
+    books = [
+        {
+            "journal": lane.journal,
+            "seq": first + number,
+            "timestamp": clock.time_ns(),
+            "service": RESERVED_TYPE,
+            "metric_type": RESERVED_TYPE,
+            "name": "dropped",
+            "value": float(count),
+            "unit": "1",
+            "metadata": json.dumps({"reason": reason}),
+        }
+        for number, (reason, count) in enumerate(sorted(dropped.items()))
+    ]
+    table = pa.concat_tables([found.table, pa.Table.from_pylist(books, schema=SCHEMA)])
+    return Lot(lane, table, len(found.table), start, CLOSED if complete else found.end)
+
+
+def _write(store: Store, lots: list[Lot], clock: Clock) -> None:
+    positions = {lot.lane.journal: lot.end for lot in lots if lot.end != lot.start}
+    if positions:
+        store.write(Batch(pa.concat_tables([lot.table for lot in lots]), positions))
+    for lot in lots:
+        if lot.end == CLOSED:
+            lot.lane.path.unlink(missing_ok=True)
+        elif lot.records:
+            # Only for the recorder's own statistics; what counts is in the store.
+            lot.lane.add_to_counters({SHIPPED: lot.records, BATCHES: 1}, {SHIPPED_AT: clock.time_ns()})
+
+
+def _remove_unfinished(journals: Path) -> None:
+    """Remove what a process left behind that was killed while it made a journal."""
+    for path in journals.glob(".????????????????????????????????"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+
+
+def ship_once(url: str, clock: Clock | None = None) -> Shipped | None:
+    """Ship everything there is, now, in this process; None where somebody else is doing so.
+
+    Raises:
+        ConfigError: the URL is not usable.
+        StoreError: the store refused; what is not stored stays in the journals.
+    """
+    journals = lake_folder(url) / JOURNALS
+    with shipping_lock(journals) as free:
+        if not free:
+            return None
+        with contextlib.closing(open_store(url)) as store:
+            return ship(store, journals, clock or SystemClock())
+
+
+class Shipper:
+    """Ships from a folder for as long as it runs, in a thread; for a server, not for an application.
+
+    Args:
+        store: where the records go.
+        journals: the folder that they come from.
+        interval_seconds: the longest that a record waits.
+    """
+
+    def __init__(
+        self, store: Store, journals: Path, *, interval_seconds: float = 30.0, clock: Clock | None = None
+    ) -> None:
+        self._store = store
+        self._journals = journals
+        self._interval = interval_seconds
+        self._clock = clock or SystemClock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.failure: str | None = None  # of the newest round
+
+    def start(self) -> None:
+        """Take the right to ship, as soon as it is free, and begin."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._run, name="tallymark-shipper", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End after the round that is under way. Stopping without a start is allowed."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            self._thread = None
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            with shipping_lock(self._journals) as free:
+                if free:
+                    self._serve()
+            self._stopping.wait(POLL_SECONDS)
+
+    def _serve(self) -> None:
+        """With the lock held: ship when it is time, when asked to, and when lanes are complete."""
+        due = 0.0
+        failures = 0
+        while not self._stopping.wait(POLL_SECONDS):
+            asked = (self._journals / REQUEST_FILE).exists()
+            if time.monotonic() < due and not (failures == 0 and (asked or self._has_complete_lanes())):
+                continue
+            (self._journals / REQUEST_FILE).unlink(missing_ok=True)
+            try:
+                ship(self._store, self._journals, self._clock)
+            except (TallymarkError, OSError) as error:
+                failures += 1
+                if self.failure is None:
+                    _log.warning("shipping failed, the journals keep the records: %s", error)
+                self.failure = str(error)
+                # Twice as long after each failure, up to a minute, never in step with other shippers.
+                due = time.monotonic() + min(60.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0)
+            else:
+                failures = 0
+                self.failure = None
+                due = time.monotonic() + self._interval
+
+    def _has_complete_lanes(self) -> bool:
+        return sum(lane.is_complete() for lane in lanes(self._journals)) > 0
+
+
+def main() -> int:
+    """Ship once; the command that a recorder starts."""
+    try:
+        ship_once(sys.argv[1])
+    except (TallymarkError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
