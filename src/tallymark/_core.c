@@ -1,8 +1,8 @@
 /* The fast way to record: one call that validates, encodes and writes the usual record.
  *
  * Everything unusual (a series or a metadata key that was not seen before, nesting, values that need care, no room)
- * makes record() return False with nothing changed, and the Python code takes over, which also words the errors. The
- * two must agree on the bytes they write; the tests run with and without this module.
+ * is left to the Python function that the fast way stands in for, with nothing changed; it also words the errors. The
+ * two must agree on what they write; the tests run with and without this module.
  *
  * Why it needs no lock: from the moment a lane is looked at until the entry is complete, no Python code can run (only
  * exact built-in types are touched, and nothing that the garbage collector tracks is allocated), so with the GIL held
@@ -11,6 +11,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -22,6 +23,7 @@
 #define MAX_METADATA_BYTES 16384
 #define MAX_ERROR_LENGTH 1000
 #define MAX_ID_LENGTH 128
+#define MAX_DURATION_MS (10 * 366 * 86400000.0)
 
 /* CRC-32 as zlib computes it, eight bytes at a time (Kounavis and Berry, "slicing-by-8"). */
 static uint32_t crc_table[8][256];
@@ -281,80 +283,109 @@ static inline unsigned char *le(unsigned char *p, uint64_t value, int bytes)
     return p;
 }
 
-/* record(free, accepted, series, value, success, metadata, error, trace_id, session_id, timestamp) -> bool */
-static PyObject *core_record(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
-{
-    if (nargs != 10) {
-        PyErr_SetString(PyExc_TypeError, "record() takes 10 arguments");
-        return NULL;
-    }
-    PyObject *free = args[0], *accepted = args[1], *series = args[2], *success = args[4], *metadata = args[5];
-    double value;
-    if (PyFloat_CheckExact(args[3])) {
-        value = PyFloat_AS_DOUBLE(args[3]);
-    } else if (PyLong_CheckExact(args[3])) {
-        value = PyLong_AsDouble(args[3]);
-        if (value == -1.0 && PyErr_Occurred()) {
-            PyErr_Clear();
-            Py_RETURN_FALSE;
-        }
-    } else {
-        Py_RETURN_FALSE;
-    }
-    int outcome = success == Py_True ? 2 : success == Py_False ? 1 : success == Py_None ? 0 : -1;
-    int64_t timestamp;
-    if (args[9] == Py_None) {
-        struct timespec now;
-        clock_gettime(CLOCK_REALTIME, &now);
-        timestamp = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-    } else {
-        timestamp = PyLong_AsLongLong(args[9]);
-        if (timestamp == -1 && PyErr_Occurred())
-            return NULL;
-    }
-    Py_ssize_t n = PyList_CheckExact(free) ? PyList_GET_SIZE(free) : 0;
-    if (!isfinite(value) || outcome < 0 || n == 0 || !PyTuple_CheckExact(series))
-        Py_RETURN_FALSE;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(series); i++) /* so that looking it up runs no Python code */
-        if (!PyUnicode_CheckExact(PyTuple_GET_ITEM(series, i)) && PyTuple_GET_ITEM(series, i) != Py_None)
-            Py_RETURN_FALSE;
+/* One record as the caller gave it; every field is borrowed. */
+typedef struct {
+    PyObject *metric_type, *name, *unit, *value, *success, *error, *metadata, *trace_id, *session_id;
+    double least, most; /* what the value may be */
+} Given;
 
-    LaneState *lane = (LaneState *)PyList_GET_ITEM(free, n - 1);
-    if (!PyObject_TypeCheck(lane, lane_type) || lane->at >= lane->end)
-        Py_RETURN_FALSE;
+/* What a recorder keeps for the fast way; Python sets the fields. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *free;     /* the lanes that nobody holds */
+    PyObject *service;  /* None where the fast way must not be taken */
+    PyObject *accepted; /* the metadata keys that passed */
+} Pool;
+
+static PyMemberDef pool_members[] = {
+    {"free", T_OBJECT_EX, offsetof(Pool, free), 0, NULL},
+    {"service", T_OBJECT_EX, offsetof(Pool, service), 0, NULL},
+    {"accepted", T_OBJECT_EX, offsetof(Pool, accepted), 0, NULL},
+    {NULL},
+};
+
+static int pool_traverse(Pool *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->free);
+    Py_VISIT(self->service);
+    Py_VISIT(self->accepted);
+    return 0;
+}
+
+static int pool_clear(Pool *self)
+{
+    Py_CLEAR(self->free);
+    Py_CLEAR(self->service);
+    Py_CLEAR(self->accepted);
+    return 0;
+}
+
+static void pool_dealloc(Pool *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    pool_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot pool_slots[] = {
+    {Py_tp_members, pool_members},
+    {Py_tp_traverse, pool_traverse},
+    {Py_tp_clear, pool_clear},
+    {Py_tp_dealloc, pool_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec pool_spec = {
+    .name = "tallymark._core.Pool",
+    .basicsize = sizeof(Pool),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = pool_slots,
+};
+
+static PyTypeObject *pool_type;
+static PyObject *milliseconds;      /* "ms" */
+static PyObject *current_trace_id;  /* the context variable */
+
+/* Writes the entry and its texts into the lane, or changes nothing and returns 0. Runs no Python code. */
+static int write_record(LaneState *lane, PyObject *series, PyObject *accepted, const Given *given, double value,
+                        int outcome, PyObject *trace_id)
+{
+    if (lane->at >= lane->end || lane->series == NULL || lane->buffer == NULL)
+        return 0;
     PyObject *number = PyDict_GetItemWithError(lane->series, series);
-    if (number == NULL) {
-        PyErr_Clear();
-        Py_RETURN_FALSE;
-    }
     Py_buffer view;
-    if (PyObject_GetBuffer(lane->buffer, &view, PyBUF_WRITABLE) < 0) { /* closed: after a fork, say */
-        PyErr_Clear();
-        Py_RETURN_FALSE;
+    if (number == NULL || PyObject_GetBuffer(lane->buffer, &view, PyBUF_WRITABLE) < 0) {
+        PyErr_Clear(); /* closed: after a fork, say */
+        return 0;
     }
     unsigned char *base = view.buf, *text = base + lane->heap;
     Py_ssize_t room = lane->size - lane->heap;
     Out out = {text, text + (room < MAX_METADATA_BYTES ? room : MAX_METADATA_BYTES)};
-    put_metadata(&out, metadata, accepted);
-    Py_ssize_t metadata_bytes = out.p == NULL ? 0 : out.p - text;
+    put_metadata(&out, given->metadata, accepted);
+    Py_ssize_t metadata = out.p == NULL ? 0 : out.p - text;
     out.end = base + lane->size;
-    Py_ssize_t error = put_optional(&out, args[6], MAX_ERROR_LENGTH);
-    Py_ssize_t trace = put_optional(&out, args[7], MAX_ID_LENGTH);
-    Py_ssize_t session = put_optional(&out, args[8], MAX_ID_LENGTH);
+    Py_ssize_t error = put_optional(&out, given->error, MAX_ERROR_LENGTH);
+    Py_ssize_t trace = put_optional(&out, trace_id, MAX_ID_LENGTH);
+    Py_ssize_t session = put_optional(&out, given->session_id, MAX_ID_LENGTH);
     if (out.p != NULL) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
         uint64_t bits;
-        unsigned char entry[ENTRY_SIZE], *p = entry + 4;
         memcpy(&bits, &value, 8);
+        unsigned char entry[ENTRY_SIZE], *p = entry + 4;
         *p++ = KIND_RECORD;
         *p++ = (unsigned char)outcome;
-        p = le(p, (uint64_t)metadata_bytes, 2);
+        p = le(p, (uint64_t)metadata, 2);
         p = le(p, (uint64_t)error, 2);
         p = le(p, (uint64_t)trace, 2);
         p = le(p, (uint64_t)session, 2);
         p = le(p, 0, 2);
         p = le(p, (uint64_t)PyLong_AsLong(number), 4);
         p = le(p, (uint64_t)lane->heap, 4);
-        p = le(p, (uint64_t)timestamp, 8);
+        p = le(p, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, 8);
         le(p, bits, 8);
         uint32_t crc = crc32_of(0, entry + 4, ENTRY_SIZE - 4);
         le(entry, crc32_of(crc, text, out.p - text), 4);
@@ -363,7 +394,240 @@ static PyObject *core_record(PyObject *module, PyObject *const *args, Py_ssize_t
         lane->heap = out.p - base;
     }
     PyBuffer_Release(&view);
-    return PyBool_FromLong(out.p != NULL);
+    return out.p != NULL;
+}
+
+/* The fast way: 1 when the record was written, 0 when the Python code has to look at it. Never an exception. */
+static int try_fast(PyObject *pool_or_other, const Given *given)
+{
+    if (!Py_IS_TYPE(pool_or_other, pool_type))
+        return 0;
+    Pool *pool = (Pool *)pool_or_other;
+    if (pool->free == NULL || !PyList_CheckExact(pool->free) || pool->service == NULL ||
+        !PyUnicode_CheckExact(pool->service) || pool->accepted == NULL || !PySet_CheckExact(pool->accepted) ||
+        !PyUnicode_CheckExact(given->metric_type) || !PyUnicode_CheckExact(given->name) ||
+        !PyUnicode_CheckExact(given->unit))
+        return 0;
+    double value;
+    if (PyFloat_CheckExact(given->value))
+        value = PyFloat_AS_DOUBLE(given->value);
+    else if (PyLong_CheckExact(given->value))
+        value = PyLong_AsDouble(given->value);
+    else
+        return 0;
+    PyObject *success = given->success;
+    int outcome = success == Py_True ? 2 : success == Py_False ? 1 : success == Py_None ? 0 : -1;
+    if (PyErr_Occurred()) /* an integer beyond a double */
+        PyErr_Clear(), outcome = -1;
+    if (outcome < 0 || !(value >= given->least && value <= given->most))
+        return 0;
+    PyObject *trace_id = given->trace_id;
+    if (trace_id != Py_None)
+        Py_INCREF(trace_id);
+    else if (PyContextVar_Get(current_trace_id, Py_None, &trace_id) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    /* Making the tuple may run the garbage collector, and with it any code: nothing of a lane is known before. */
+    PyObject *series = PyTuple_Pack(5, pool->service, given->metric_type, given->name, given->unit, Py_None);
+    int written = 0;
+    if (series == NULL) {
+        PyErr_Clear();
+    } else {
+        Py_ssize_t n = PyList_GET_SIZE(pool->free);
+        PyObject *lane = n ? PyList_GET_ITEM(pool->free, n - 1) : Py_None;
+        if (PyObject_TypeCheck(lane, lane_type))
+            written = write_record((LaneState *)lane, series, pool->accepted, given, value, outcome, trace_id);
+        Py_DECREF(series);
+    }
+    Py_DECREF(trace_id);
+    return written;
+}
+
+/* A method with a fast way: fast(function, is_operation) wraps a Python function and is called in its place. */
+#define MAX_PARAMETERS 9
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *function;
+    PyObject *names;    /* of the parameters after self */
+    PyObject *defaults; /* of the last ones */
+    int is_operation;
+} Fast;
+
+static PyObject *attribute_pool; /* "_pool" */
+static PyObject *done;           /* what a call returns */
+
+/* The arguments by the place of their parameter; 0 where the Python function has to word the error. */
+static int sort_arguments(Fast *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames, PyObject **slots)
+{
+    Py_ssize_t parameters = PyTuple_GET_SIZE(self->names), optional = PyTuple_GET_SIZE(self->defaults);
+    if (n > parameters)
+        return 0;
+    for (Py_ssize_t i = 0; i < parameters; i++)
+        slots[i] = i < n ? args[i]
+                   : i >= parameters - optional ? PyTuple_GET_ITEM(self->defaults, i - (parameters - optional))
+                                                : NULL;
+    for (Py_ssize_t k = 0; kwnames != NULL && k < PyTuple_GET_SIZE(kwnames); k++) {
+        Py_ssize_t i = n;
+        while (i < parameters && PyTuple_GET_ITEM(self->names, i) != PyTuple_GET_ITEM(kwnames, k))
+            i++;
+        if (i == parameters) /* unknown, given twice, or a name that is not interned */
+            return 0;
+        slots[i] = args[n + k];
+    }
+    for (Py_ssize_t i = 0; i < parameters; i++)
+        if (slots[i] == NULL)
+            return 0;
+    return 1;
+}
+
+static PyObject *fast_call(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
+{
+    Fast *self = (Fast *)callable;
+    Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
+    PyObject *s[MAX_PARAMETERS];
+    if (nargs >= 1 && sort_arguments(self, args + 1, nargs - 1, kwnames, s)) {
+        Given given = {.metric_type = s[0], .name = s[1], .value = s[2], .most = DBL_MAX, .least = -DBL_MAX};
+        if (self->is_operation) {
+            given.unit = milliseconds;
+            given.success = s[3];
+            given.error = s[4];
+            given.metadata = s[5];
+            given.trace_id = given.session_id = Py_None;
+            given.least = 0.0;
+            given.most = MAX_DURATION_MS;
+        } else {
+            given.unit = s[3];
+            given.success = s[4];
+            given.error = s[5];
+            given.metadata = s[6];
+            given.trace_id = s[7];
+            given.session_id = s[8];
+        }
+        PyObject *pool = PyObject_GetAttr(args[0], attribute_pool);
+        if (pool == NULL) {
+            PyErr_Clear();
+        } else {
+            int written = try_fast(pool, &given);
+            Py_DECREF(pool);
+            if (written)
+                return Py_NewRef(done);
+        }
+    }
+    return PyObject_Vectorcall(self->function, args, nargsf & ~PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames);
+}
+
+static PyObject *fast_get(PyObject *self, PyObject *instance, PyObject *type)
+{
+    return instance == NULL ? Py_NewRef(self) : PyMethod_New(self, instance);
+}
+
+/* __doc__, __name__, __wrapped__ and the like are the function's. */
+static PyObject *fast_getattro(PyObject *self, PyObject *name)
+{
+    PyObject *found = PyObject_GenericGetAttr(self, name);
+    if (found == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        found = PyObject_GetAttr(((Fast *)self)->function, name);
+    }
+    return found;
+}
+
+static int fast_traverse(Fast *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->function);
+    Py_VISIT(self->names);
+    Py_VISIT(self->defaults);
+    return 0;
+}
+
+static int fast_clear(Fast *self)
+{
+    Py_CLEAR(self->function);
+    Py_CLEAR(self->names);
+    Py_CLEAR(self->defaults);
+    return 0;
+}
+
+static void fast_dealloc(Fast *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    fast_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef fast_members[] = {
+    {"__wrapped__", T_OBJECT, offsetof(Fast, function), READONLY, NULL},
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Fast, vectorcall), READONLY, NULL},
+    {NULL},
+};
+
+static PyObject *fast_doc(PyObject *self, void *unused)
+{
+    return PyObject_GetAttrString(((Fast *)self)->function, "__doc__");
+}
+
+static PyGetSetDef fast_getset[] = {{"__doc__", fast_doc, NULL, NULL, NULL}, {NULL}};
+
+static PyType_Slot fast_slots[] = {
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_descr_get, fast_get},
+    {Py_tp_getattro, fast_getattro},
+    {Py_tp_members, fast_members},
+    {Py_tp_getset, fast_getset},
+    {Py_tp_traverse, fast_traverse},
+    {Py_tp_clear, fast_clear},
+    {Py_tp_dealloc, fast_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec fast_spec = {
+    .name = "tallymark._core.Fast",
+    .basicsize = sizeof(Fast),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = fast_slots,
+};
+
+static PyTypeObject *fast_type;
+
+/* fast(function, names, defaults, is_operation) */
+static PyObject *core_fast(PyObject *module, PyObject *args)
+{
+    PyObject *function, *names, *defaults;
+    int is_operation;
+    if (!PyArg_ParseTuple(args, "OO!O!p", &function, &PyTuple_Type, &names, &PyTuple_Type, &defaults, &is_operation))
+        return NULL;
+    if (PyTuple_GET_SIZE(names) != (is_operation ? 6 : 9) || PyTuple_GET_SIZE(defaults) > PyTuple_GET_SIZE(names)) {
+        PyErr_SetString(PyExc_TypeError, "fast() does not know a function with these parameters");
+        return NULL;
+    }
+    Fast *self = PyObject_GC_New(Fast, fast_type);
+    if (self == NULL)
+        return NULL;
+    self->vectorcall = fast_call;
+    self->function = Py_NewRef(function);
+    self->names = Py_NewRef(names);
+    self->defaults = Py_NewRef(defaults);
+    self->is_operation = is_operation;
+    PyObject_GC_Track(self);
+    return (PyObject *)self;
+}
+
+/* set_up(current_trace_id, done) */
+static PyObject *core_set_up(PyObject *module, PyObject *args)
+{
+    PyObject *variable, *result;
+    if (!PyArg_ParseTuple(args, "OO", &variable, &result))
+        return NULL;
+    Py_XSETREF(current_trace_id, Py_NewRef(variable));
+    Py_XSETREF(done, Py_NewRef(result));
+    Py_RETURN_NONE;
 }
 
 /* check(entries, heap, begins, ends, wanted) -> bytes: 1 for each entry whose checksum is right. begins and ends are
@@ -399,7 +663,8 @@ static PyObject *core_check(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"record", (PyCFunction)(void (*)(void))core_record, METH_FASTCALL, NULL},
+    {"fast", core_fast, METH_VARARGS, NULL},
+    {"set_up", core_set_up, METH_VARARGS, NULL},
     {"check", core_check, METH_VARARGS, NULL},
     {NULL},
 };
@@ -414,8 +679,14 @@ PyMODINIT_FUNC PyInit__core(void)
     PyObject *module = PyModule_Create(&module_def);
     if (module == NULL)
         return NULL;
+    attribute_pool = PyUnicode_InternFromString("_pool");
+    milliseconds = PyUnicode_InternFromString("ms");
     lane_type = (PyTypeObject *)PyType_FromSpec(&lane_spec);
-    if (lane_type == NULL || PyModule_AddObjectRef(module, "LaneState", (PyObject *)lane_type) < 0) {
+    pool_type = (PyTypeObject *)PyType_FromSpec(&pool_spec);
+    fast_type = (PyTypeObject *)PyType_FromSpec(&fast_spec);
+    if (attribute_pool == NULL || milliseconds == NULL || lane_type == NULL || pool_type == NULL || fast_type == NULL ||
+        PyModule_AddObjectRef(module, "LaneState", (PyObject *)lane_type) < 0 ||
+        PyModule_AddObjectRef(module, "Pool", (PyObject *)pool_type) < 0) {
         Py_DECREF(module);
         return NULL;
     }

@@ -1,4 +1,6 @@
 import mmap
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from tallymark.model import SeriesKey
@@ -11,17 +13,13 @@ class LaneState:
     buffer: mmap.mmap
     series: dict[SeriesKey, int]
 
-def record(
-    free: list[Any],
-    accepted: set[str],
-    series: tuple[object, ...],
-    value: object,
-    success: object,
-    metadata: object,
-    error: object,
-    trace_id: object,
-    session_id: object,
-    timestamp: int | None,
-    /,
-) -> bool: ...
+class Pool:
+    free: list[Any]
+    service: str | None
+    accepted: set[str]
+
+def fast(
+    function: Callable[..., Any], names: tuple[str, ...], defaults: tuple[object, ...], is_operation: bool, /
+) -> Any: ...
+def set_up(current_trace_id: ContextVar[str | None], done: object, /) -> None: ...
 def check(entries: bytes, heap: bytes, begins: bytes, ends: bytes, wanted: bytes, /) -> bytes: ...

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tallymark.clock import Clock
+from tallymark.core import Pool
 from tallymark.errors import BufferFull
 from tallymark.lane import (
     BATCHES,
@@ -34,6 +35,7 @@ from tallymark.lane import (
     Lane,
     read_counters,
 )
+from tallymark.metadata import accepted_keys
 from tallymark.model import SeriesKey, check_series
 
 LANE_ENTRIES: Final = 65_536
@@ -95,13 +97,16 @@ class Journal:
         self._entries = max(64, min(LANE_ENTRIES, max_records // 8))
         self._max_lanes = max(2, -(-max_records // self._entries))
         self._closed = False
+        #: The lanes that nobody holds: another list after a fork and after close().
+        self.pool = Pool()
+        self.pool.service = None
+        self.pool.accepted = accepted_keys
         self._begin()
         _journals.add(self)
 
     def _begin(self) -> None:
         """The state of a process that has recorded nothing yet."""
-        #: The lanes that nobody holds. Another list after a fork and after close().
-        self.free: list[Lane] = []
+        self.pool.free = []
         self._open: list[Lane] = []  # the free ones and those that somebody holds
         self._unsynced: list[Lane] = []  # complete and unmapped; sync() closes their files
         self._complete: dict[Path, int] = {}  # complete lanes that are still on disk: how many records each has
@@ -140,7 +145,7 @@ class Journal:
             timestamp = self._clock.time_ns()
         deadline = 0
         while True:
-            free = self.free
+            free = self.pool.free
             try:
                 lane = free.pop()
             except IndexError:
@@ -181,7 +186,7 @@ class Journal:
                     return None
             except ValueError:
                 # The lane was closed under this frame: this is a forked child, or another thread called close().
-                if free is self.free:
+                if free is self.pool.free:
                     raise
                 continue
             finally:
@@ -198,7 +203,7 @@ class Journal:
     def drop(self, reason: str) -> None:
         """Count a record that was refused before it came here."""
         index = DROP_REASONS.index(reason)
-        free = self.free
+        free = self.pool.free
         try:
             lane = free.pop()
         except IndexError:
@@ -269,7 +274,7 @@ class Journal:
         counts = [_peek(counter) for counter in self._homeless]
         if counts == self._housed:
             return
-        free = self.free
+        free = self.pool.free
         try:
             lane = free.pop()
         except IndexError:
@@ -290,7 +295,7 @@ class Journal:
         with contextlib.suppress(OSError):
             self.sync()
         self._closed = True
-        self.free = []
+        self.pool.free = []
         for lane in list(self._open):
             self._complete_lane(lane)
         while self._unsynced:

@@ -17,13 +17,12 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from tallymark.clock import Clock, SystemClock
-from tallymark.core import core
+from tallymark.core import core, fast
 from tallymark.errors import ConfigError
 from tallymark.journal import Journal, OnFull
 from tallymark.lane import ENTRIES_AT, ENTRY_SIZE, OUTCOMES, Lane
-from tallymark.metadata import accepted_keys, encode_metadata
+from tallymark.metadata import encode_metadata
 from tallymark.model import (
-    MAX_DURATION_MS,
     MAX_ERROR_LENGTH,
     MAX_ID_LENGTH,
     MAX_TIMESTAMP,
@@ -44,7 +43,6 @@ SYNC_SECONDS: Final = 1.0
 NOT_RUNNING: Final = "the recorder is not running: call start(), or use it in a with block"
 
 _log = logging.getLogger("tallymark")
-_trace_id = current_trace_id.get
 
 
 class Done:
@@ -58,6 +56,8 @@ class Done:
 
 
 DONE: Final = Done()
+if core is not None:
+    core.set_up(current_trace_id, DONE)
 
 
 @dataclass(frozen=True)
@@ -142,22 +142,18 @@ class Metrics:
         self.store = os.fspath(store)
         self.service = check_text("service", service if service is not None else _program_name())
         self._clock: Clock = clock or SystemClock()
-        # The compiled core reads the machine's clock by itself.
-        self._own_clock = None if isinstance(self._clock, SystemClock) else self._clock
         self._sealer = Sealer(self.store, flush_interval_seconds, int(max_batch_size))
         self._max_queue_size = int(max_queue_size)
         self._on_full: OnFull = on_full
         self._sync_each = durability == "power"
-        # Where power cuts count each record is synced, which the fast way does not do.
-        self._fast = core.record if core is not None and not self._sync_each else _not_handled
         self._running = False
         self._worker_pid = 0
         self._wakeups: queue.SimpleQueue[str] = queue.SimpleQueue()  # put() may be called from a signal handler
         self._worker_done = _thread.allocate_lock()
-        self._journal = self._new_journal()
+        self._renew_journal()
 
-    def _new_journal(self) -> Journal:
-        return Journal(
+    def _renew_journal(self) -> None:
+        self._journal = Journal(
             self._sealer.journals,
             self._clock,
             max_records=self._max_queue_size,
@@ -165,6 +161,10 @@ class Metrics:
             sync_each=self._sync_each,
             wake=self._wake,
         )
+        self._pool = self._journal.pool
+        # The compiled core reads the machine's own clock, and does not wait for the disk.
+        if isinstance(self._clock, SystemClock) and not self._sync_each:
+            self._pool.service = self.service
 
     # Lifecycle
 
@@ -176,7 +176,7 @@ class Metrics:
         """
         if self._running:
             raise RuntimeError("the recorder is running already")
-        self._journal = self._new_journal()
+        self._renew_journal()
         self._running = True
         atexit.register(self._stop_at_exit)
         return DONE
@@ -245,6 +245,7 @@ class Metrics:
 
     # Recording
 
+    @fast(is_operation=True)
     def record_operation(
         self,
         operation_type: str,
@@ -260,28 +261,11 @@ class Metrics:
             ValueError: an argument is not valid; the message names it and the rule. Nothing was stored.
             RuntimeError: before ``start`` or after ``stop``.
         """
-        clock = self._own_clock
-        if (
-            type(duration_ms) is float
-            and 0.0 <= duration_ms <= MAX_DURATION_MS
-            and self._fast(
-                self._journal.free,
-                accepted_keys,
-                (self.service, operation_type, operation_name, "ms", None),
-                duration_ms,
-                success,
-                metadata,
-                error_message,
-                _trace_id(),
-                None,
-                None if clock is None else clock.time_ns(),
-            )
-        ):
-            return DONE
         duration_ms = check_duration("duration_ms", duration_ms)
         self._append(operation_type, operation_name, duration_ms, "ms", success, error_message, metadata)
         return DONE
 
+    @fast(is_operation=False)
     def record(
         self,
         metric_type: str,
@@ -300,20 +284,6 @@ class Metrics:
             ValueError: an argument is not valid; the message names it and the rule. Nothing was stored.
             RuntimeError: before ``start`` or after ``stop``.
         """
-        clock = self._own_clock
-        if self._fast(
-            self._journal.free,
-            accepted_keys,
-            (self.service, metric_type, name, unit, None),
-            value,
-            success,
-            metadata,
-            error,
-            trace_id or _trace_id(),
-            session_id,
-            None if clock is None else clock.time_ns(),
-        ):
-            return DONE
         self._append(metric_type, name, value, unit, success, error, metadata, trace_id, session_id)
         return DONE
 
@@ -418,7 +388,7 @@ class Metrics:
         texts = [
             b"{}" if metadata is None else encode_metadata(metadata),
             _error_text(error),
-            _id_text("trace_id", trace_id or _trace_id()),
+            _id_text("trace_id", trace_id or current_trace_id.get()),
             _id_text("session_id", session_id),
         ]
         key = (self.service if service is None else service, metric_type, name, unit, description)
@@ -476,11 +446,6 @@ class Metrics:
                 else:
                     _log.info("records are kept again")
         done.release()
-
-
-def _not_handled(*_: object) -> bool:
-    """Stands for the compiled core where there is none."""
-    return False
 
 
 def _error_text(error: object) -> bytes:
