@@ -1,12 +1,19 @@
 """What a store is: the contract, and how one is found by its URL."""
 
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import pyarrow as pa
-
-from tallymark.batch import Batch
+from tallymark.errors import ConfigError
 from tallymark.query import Query
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallymark.batch import Batch
+    from tallymark.stores.lake import Lake
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
 @dataclass(frozen=True)
@@ -36,35 +43,71 @@ class StoreInfo:
 class Store(Protocol):
     """Where records are kept. Every method may be called from any thread.
 
-    Errors of the driver arrive as :class:`~tallymark.errors.StoreError`, with the driver's own as their cause.
+    Errors of the driver arrive as :class:`~tallymark.errors.StoreError`; the driver's own is their cause.
     """
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: "Batch") -> None:
         """Keep the rows and the positions of a batch, both or neither.
 
-        Idempotent: rows whose journal position is already stored are not written again. Returns when the rows are
-        durable and every later read sees them.
+        Idempotent: rows before the stored position of their journal are not written again, and no row of a
+        journal whose position in the batch is stored already. Returns when the rows are durable and every
+        later read sees them.
         """
 
     def positions(self, journals: list[str]) -> dict[str, int]:
         """How far each of these journals is stored; a journal that is not known is left out."""
 
-    def scan(self, query: Query) -> pa.Table:
-        """The records that match, as rows of :data:`tallymark.batch.SCHEMA`, in the order of the query, at most
-        ``query.limit``. No match is an empty table with the same columns.
+    def scan(self, query: Query) -> "pa.Table":
+        """The records that match, as rows of :data:`tallymark.batch.SCHEMA`, in the order of the query, at
+        most ``query.limit``. No match is an empty table with the same columns.
         """
 
-    def aggregate(self, query: Query) -> pa.Table:
+    def aggregate(self, query: Query) -> "pa.Table":
         """One row for each window and group that holds at least one record; an empty table where none does.
-        Columns: ``window_start`` (int64, ns) where the query has a window, the group-by fields, the aggregates by
-        their names, and ``samples``.
+
+        The columns are those of ``query.output``: ``window_start`` (int64, ns) where the query has a window,
+        the group-by fields (``success`` bool, the others string), the aggregates by their names (``count``
+        and ``last_timestamp`` int64, the others float64), and ``samples`` (int64), the records of the group.
+
+        Raises:
+            QueryError: the query has no limit, and there are more rows than an answer may have.
         """
 
     def delete(self, before: int) -> int:
-        """Forget the records with a timestamp (ns) before this. Returns how many they were."""
+        """Forget the stored records with a timestamp (ns) before this. Returns how many they were, the
+        store's own rows not counted.
+        """
 
     def info(self) -> StoreInfo:
         """What is stored, pending and dropped, at one instant."""
 
     def close(self) -> None:
         """Give everything back. Closing twice is allowed."""
+
+
+def open_store(url: str = "./metrics") -> "Lake":
+    """The store at a URL. It is made by the first write, not by this.
+
+    Args:
+        url: a folder, as ``./metrics`` or ``lake:./metrics``.
+
+    Raises:
+        ConfigError: the URL is of no known kind, cannot be used, or a package for it is missing.
+    """
+    found = _SCHEME.match(url)
+    scheme, place = (found[1].lower(), url[found.end() :]) if found else ("lake", url)
+    if scheme != "lake" or not place:
+        raise ConfigError(f"no store for {_shown(url)!r}; use a folder, as './metrics' or 'lake:./metrics'")
+    try:
+        from tallymark.stores.lake import Lake
+    except ModuleNotFoundError as missing:
+        if missing.name is not None and missing.name.partition(".")[0] == "tallymark":
+            raise
+        hint = 'hint: pip install "tallymark[lake]"'
+        raise ConfigError(f"a lake needs the package {missing.name}; {hint}") from missing
+    return Lake(place, url=url)
+
+
+def _shown(url: str) -> str:
+    """A URL for an error message: without what may be a password."""
+    return re.sub(r"//[^/@]*@", "//…@", url)

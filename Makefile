@@ -1,0 +1,52 @@
+# `make demo` and `make test` set up everything they need by themselves; nothing has to be run before them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup browser lint types bench soak lock clean
+
+# The interpreter that .venv is made from: `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+PY := .venv/bin/python
+READY := .venv/.tallymark-ready
+
+help: ## What can be made
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: setup ## Server, dashboard, a shop under load, this machine's own figures; Ctrl-C ends it
+	@exec $(PY) -m tallymark demo
+
+test: setup browser lint types ## Every check: lint, types, tests, the dashboard in a headless browser
+	@$(PY) -m pytest
+
+setup: $(READY)
+
+# Redone only when what is to be installed has changed.
+$(READY): requirements.lock pyproject.toml hatch_build.py src/tallymark/_core.c scripts/setup-venv.sh
+	@PYTHON=$(PYTHON) scripts/setup-venv.sh
+	@touch $@
+
+browser:
+	@scripts/setup-browser.sh
+
+lint: setup ## ruff check, ruff format --check
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+types: setup ## mypy, strict
+	@$(PY) -m mypy
+
+bench: setup ## The figures of docs/performance.md, measured here
+	@$(PY) -m bench
+
+soak: setup ## The crash tests, ten times as long
+	@TALLYMARK_SOAK=1 $(PY) -m pytest tests/crash
+
+lock: ## Resolve requirements.lock anew (needs uv)
+	@uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras --group dev --upgrade \
+	    --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+	@sed -i '1i # Made by `make lock` from pyproject.toml; installs with pip and with uv.' requirements.lock
+
+clean: ## Remove what the other targets made
+	rm -rf .venv demo-metrics dist build test-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

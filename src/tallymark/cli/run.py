@@ -1,0 +1,98 @@
+"""The commands that run until they are ended: ``serve`` and ``demo``."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tallymark.cli.stores import DEFAULT_STORE, DEMO_STORE, StoreArgument
+
+HostOption = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Any address that is not this machine's own needs keys.")
+]
+PortOption = Annotated[
+    int, typer.Option(min=1, max=65_535, metavar="PORT", help="Where dashboard and API answer.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(short_help="Dashboard and API over a store.")(serve)
+    app.command(short_help="See it work: a shop under load and its dashboard.")(demo)
+
+
+def serve(
+    store: StoreArgument = DEFAULT_STORE,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 7070,
+    retention_days: Annotated[
+        float,
+        typer.Option(min=0, metavar="DAYS", help="Older records are forgotten; 0 keeps them all."),
+    ] = 30.0,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="A key that a client must send; may be repeated. Better in TALLYMARK_KEYS, with commas: "
+            "arguments can be seen by every user of the machine.",
+        ),
+    ] = None,
+) -> None:
+    """\b
+    Examples:
+      tallymark serve                    ./metrics at http://127.0.0.1:7070
+      tallymark serve /var/lib/metrics --port 8080
+      TALLYMARK_KEYS=… tallymark serve --host 0.0.0.0
+
+    Dashboard and API over the records of a store, and its upkeep: journals are moved into Parquet, old
+    records are forgotten. Applications record with or without it. Ctrl-C ends it.
+    """
+    from tallymark.cli.output import message
+    from tallymark.server.serve import run
+
+    keys = key or [part.strip() for part in os.environ.get("TALLYMARK_KEYS", "").split(",") if part.strip()]
+    run(
+        store,
+        host=host,
+        port=port,
+        keys=keys,
+        retention_days=retention_days,
+        ready=lambda url: message(f"{store} at {url} (Ctrl-C ends it)"),
+    )
+
+
+def demo(
+    store: Annotated[Path, typer.Option(metavar="DIR", help="Where the demo records to.")] = Path(DEMO_STORE),
+    port: PortOption = 7070,
+) -> None:
+    """\b
+    Examples:
+      tallymark demo
+      tallymark demo --port 8080 --store /tmp/demo
+
+    The real thing, small: a server with the dashboard, a shop made with FastAPI in a process of its own,
+    load on it from a third, and this machine's own CPU, memory, disk and network. Ctrl-C ends all of it;
+    started again it goes on with the same folder.
+    """
+    from tallymark.cli.output import message
+    from tallymark.demo.runner import HOST
+    from tallymark.demo.runner import demo as running
+
+    message("starting the server, the shop and its load …", "dim")
+    try:
+        with running(store, port) as supervisor:
+            message(f"dashboard   http://{HOST}:{port}/", "bold")
+            message(f"API         http://{HOST}:{port}/docs")
+            message(f"records     {store.resolve()}")
+            message("")
+            message("Try in another terminal:")
+            message(f"  tallymark query {store}")
+            message(f"  tallymark query {store} --type api_request --window 1m --agg count,p95,error_rate")
+            message(f"  tallymark tail {store} -f --where success=false")
+            message("")
+            message("Ctrl-C ends it.", "dim")
+            supervisor.wait()
+    except KeyboardInterrupt:
+        pass  # asked to end before everything was up
+    message("ended", "dim")

@@ -1,0 +1,1 @@
+"""What ``tallymark demo`` shows: a shop, people who visit it, and what starts and ends both."""

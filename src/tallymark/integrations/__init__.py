@@ -1,0 +1,1 @@
+"""What records on behalf of the frameworks that an application already uses."""

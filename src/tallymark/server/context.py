@@ -1,0 +1,58 @@
+"""What the requests of one server share, and the bounded way from the event loop to the store."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Final, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, Request
+
+from tallymark.collectors.system import SystemCollector
+from tallymark.reader import Reader
+from tallymark.recorder import Metrics
+from tallymark.server.problems import ProblemError
+
+QUERIES_AT_ONCE: Final = 4
+"""Each uses every core it can get; more of them only wait for each other."""
+
+QUERIES_WAITING: Final = 64
+"""Further ones are turned away (503) rather than kept in memory."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a started server works with."""
+
+    metrics: Metrics
+    reader: Reader
+    system: SystemCollector
+    queries: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(QUERIES_AT_ONCE))
+    checks: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+
+    async def read(self, query: Callable[[], Result]) -> Result:
+        """What the query returns, run in a thread.
+
+        Raises:
+            ProblemError: too many are waiting already.
+        """
+        if self.queries.statistics().tasks_waiting >= QUERIES_WAITING:
+            raise ProblemError(
+                503, "Too many queries are waiting.", kind="busy", headers={"Retry-After": "1"}
+            )
+        # Left behind when the request is cancelled: a slow query must not hold up the end of the server.
+        return await to_thread.run_sync(query, limiter=self.queries, abandon_on_cancel=True)
+
+
+async def _context(request: Request) -> Context:
+    context = getattr(request.app.state, "context", None)
+    if not isinstance(context, Context):
+        raise ProblemError(
+            503,
+            "The server was not started. Inside another application, tallymark.server.mount starts it too.",
+        )
+    return context
+
+
+InContext = Annotated[Context, Depends(_context)]

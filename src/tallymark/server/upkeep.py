@@ -1,0 +1,60 @@
+"""What keeps a store in order while a server runs on it: shipping, compaction, retention."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Final
+
+from tallymark.errors import TallymarkError
+from tallymark.lane import JOURNALS
+from tallymark.sealer import lake_folder
+from tallymark.shipper import Shipper
+from tallymark.store import open_store
+from tallymark.stores.lake import Lake
+
+FIRST_SECONDS: Final = 10.0
+"""After the start, when the first requests have been answered."""
+
+EVERY_SECONDS: Final = 300.0
+"""Between two rounds of compaction and retention."""
+
+STOP_SECONDS: Final = 1.0
+"""For a round that is under way when the server ends. One that is not finished leaves the store as it was."""
+
+logger = logging.getLogger("tallymark.server")
+
+
+@contextmanager
+def upkeep(url: str, retention_days: float) -> Iterator[None]:
+    """Works beside the block, in two threads.
+
+    Raises:
+        ConfigError: the URL is not usable.
+    """
+    with closing(open_store(url)) as store:
+        shipper = Shipper(store, lake_folder(url) / JOURNALS)
+        stopping = threading.Event()
+        maintainer = threading.Thread(
+            target=_maintain, args=(store, retention_days, stopping), name="tallymark-upkeep", daemon=True
+        )
+        shipper.start()
+        maintainer.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            shipper.stop(STOP_SECONDS)
+            maintainer.join(STOP_SECONDS)
+
+
+def _maintain(store: Lake, retention_days: float, stopping: threading.Event) -> None:
+    pause = FIRST_SECONDS
+    while not stopping.wait(pause):
+        pause = EVERY_SECONDS
+        try:
+            done = store.maintain(retention_days=retention_days)
+        except TallymarkError as error:
+            logger.warning("the upkeep of the store failed, and is tried again: %s", error)
+        else:
+            logger.debug("upkeep: %s", done)

@@ -1,0 +1,306 @@
+"""The Delta Lake table of a lake: what is in it, and every change to it. ``deltalake`` does the format."""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from threading import Lock
+from typing import Final, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from deltalake import (
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    Schema,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+
+from tallymark.batch import SCHEMA, Batch
+from tallymark.errors import ConfigError
+
+DAY_NS: Final = 86_400_000_000_000
+
+_DATE: Final = pa.field("date", pa.date32(), nullable=False)
+
+# What is the same in neighbours is left to the dictionaries; numbers that all differ do better without.
+_DELTA: Final = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
+_SPLIT: Final = ColumnProperties(dictionary_enabled=False, encoding="BYTE_STREAM_SPLIT")
+_WRITER: Final = WriterProperties(
+    compression="ZSTD",
+    compression_level=1,  # 3 takes longer and saves nothing
+    max_row_group_size=131_072,  # DuckDB reads row groups in parallel, and skips them one by one
+    column_properties={"timestamp": _DELTA, "seq": _DELTA, "value": _SPLIT},
+)
+
+_CONFIGURATION: Final = {
+    "delta.dataSkippingStatsColumns": "timestamp",  # the only ones that are used
+    # A commit every few seconds leaves a file each; nobody travels back in time here.
+    "delta.logRetentionDuration": "interval 1 hour",
+    "delta.checkpointInterval": "50",
+}
+
+_ATTEMPTS: Final = 12
+
+# The driver fails, or worse, on paths with these.
+_IMPOSSIBLE: Final = frozenset("%[]^|\\") | {chr(code) for code in (*range(32), 127)}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of the table.
+
+    Attributes:
+        version: -1 where there is no table yet.
+        files: the Parquet files that may hold rows of the time range that was asked for.
+        positions: how far each of the journals that were asked for is stored; left out where nothing is.
+        rows, bytes: of the whole table.
+    """
+
+    version: int
+    files: list[str]
+    positions: dict[str, int]
+    rows: int
+    bytes: int
+
+
+class _File(NamedTuple):
+    """A Parquet file of the table, and the range of its timestamps where it is known."""
+
+    path: str
+    date: date
+    bytes: int
+    rows: int
+    first: int | None
+    last: int | None
+
+    def may_hold(self, start: int | None, end: int | None) -> bool:
+        """Whether there may be a timestamp in [start, end)."""
+        too_old = start is not None and self.last is not None and self.last < start
+        too_new = end is not None and self.first is not None and self.first >= end
+        return not too_old and not too_new
+
+
+class Delta:
+    """A Delta table in a folder. Any method may be called from any thread, and beside other processes.
+
+    Raises:
+        ConfigError: the folder's path cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+        for character in str(self._folder):
+            if character in _IMPOSSIBLE:
+                raise ConfigError(f"the path of a lake cannot hold {character!r}: {folder}")
+        self._reading = Lock()
+        self._table: DeltaTable | None = None
+        self._files: list[_File] = []
+        self._files_version = -1
+        self._writing = Lock()
+        self._written: DeltaTable | None = None
+
+    def snapshot(
+        self, journals: Iterable[str] = (), start: int | None = None, end: int | None = None
+    ) -> Snapshot:
+        """The newest version, with the files that may hold timestamps in [start, end)."""
+        with self._reading:
+            try:
+                if self._table is None:
+                    self._table = DeltaTable(self._folder)
+                else:
+                    self._table.update_incremental()
+            except TableNotFoundError:
+                self._table = None
+                return Snapshot(-1, [], {}, 0, 0)
+            version = self._table.version()
+            if version != self._files_version:
+                self._files, self._files_version = _files(self._table), version
+            files = self._files
+            positions = _positions(self._table, journals)
+        return Snapshot(
+            version=version,
+            files=[str(self._folder / file.path) for file in files if file.may_hold(start, end)],
+            positions=positions,
+            rows=sum(file.rows for file in files),
+            bytes=sum(file.bytes for file in files),
+        )
+
+    def append(self, batch: Batch) -> None:
+        """Keep a batch, but for what is stored of it already; on disk when this returns."""
+        with self._writing:
+            for attempt in range(_ATTEMPTS):
+                try:
+                    self._append(batch)
+                except CommitFailedError:
+                    # Somebody else committed what cannot be reconciled: a deletion, or this very batch.
+                    self._written = None
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                    _back_off(attempt)
+                else:
+                    return
+
+    def _append(self, batch: Batch) -> None:
+        table = self._newest()
+        stored = _positions(table, batch.positions)
+        rows = _not_stored(batch, stored)
+        progress = [
+            Transaction(journal, position)
+            for journal, position in batch.positions.items()
+            if position > stored.get(journal, 0)
+        ]
+        if not rows.num_rows and not progress:
+            return
+        before = table.version()
+        write_deltalake(
+            table,
+            _dated(_sorted(rows)),
+            mode="append",
+            writer_properties=_WRITER,
+            commit_properties=CommitProperties(app_transactions=progress),
+        )
+        self._sync(before + 1, table.version())
+
+    def _newest(self) -> DeltaTable:
+        """The table for writing, made where it is missing."""
+        if self._written is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._written = DeltaTable.create(
+                self._folder,
+                Schema.from_arrow(pa.schema([*SCHEMA, _DATE])),
+                mode="ignore",
+                partition_by=[_DATE.name],
+                configuration=_CONFIGURATION,
+            )
+        self._written.update_incremental()
+        return self._written
+
+    def _sync(self, first: int, last: int) -> None:
+        """Bring commits to the disk: the journal that a batch came from is deleted next."""
+        log = self._folder / "_delta_log"
+        paths = {log, self._folder}
+        for version in range(first, last + 1):
+            commit = log / f"{version:020}.json"
+            for line in commit.read_text("utf-8").splitlines():
+                added = json.loads(line).get("add")
+                if added:
+                    path = self._folder / added["path"]
+                    paths |= {path, path.parent}
+            paths.add(commit)
+        for path in paths:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def delete(self, before: int) -> None:
+        """Delete the rows with a timestamp before this."""
+        # Of whole days only the log is touched; of a part of a day the files are written anew.
+        days = f"date < '{utc_day(before)}'"
+        predicate = f"{days} OR timestamp < {before}" if before % DAY_NS else days
+        self._change(lambda table: table.delete(predicate, writer_properties=_WRITER))
+
+    def file_sizes(self) -> dict[str, list[int]]:
+        """The sizes of the files of each day (``2025-01-31``)."""
+        sizes: dict[str, list[int]] = {}
+        for file in self._change(_files) or []:
+            sizes.setdefault(file.date.isoformat(), []).append(file.bytes)
+        return sizes
+
+    def compact(self, days: list[str], target_size: int) -> int:
+        """Join the files of these days that are below ``target_size`` bytes; how many are gone."""
+        metrics = self._change(
+            lambda table: table.optimize.compact(
+                partition_filters=[("date", "in", days)],
+                target_size=target_size,
+                max_concurrent_tasks=1,  # each takes memory; nobody waits for this
+                writer_properties=_WRITER,
+            )
+        )
+        return 0 if metrics is None else int(metrics["numFilesRemoved"])
+
+    def vacuum(self, hours: int) -> int:
+        """Remove the files that have been out of the table for that many hours; how many they were."""
+
+        def remove(table: DeltaTable) -> list[str]:
+            def vacuum(*, dry_run: bool) -> list[str]:
+                return table.vacuum(hours, dry_run=dry_run, enforce_retention_duration=False, full=True)
+
+            # A vacuum commits twice, even when it finds nothing.
+            return vacuum(dry_run=False) if vacuum(dry_run=True) else []
+
+        return len(self._change(remove) or [])
+
+    def _change(self, change: Callable[[DeltaTable], T]) -> T | None:
+        """Do something to the newest version, again when somebody else did something meanwhile."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return change(DeltaTable(self._folder))
+            except TableNotFoundError:
+                return None
+            except CommitFailedError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                _back_off(attempt)
+        raise AssertionError("not reached")
+
+
+def utc_day(timestamp: int) -> str:
+    """The day of a timestamp (ns), as the table names it: ``2025-01-31``."""
+    return time.strftime("%Y-%m-%d", time.gmtime(timestamp // 1_000_000_000))
+
+
+def _files(table: DeltaTable) -> list[_File]:
+    actions = pa.table(table.get_add_actions(flatten=True))
+    columns = ("path", "partition.date", "size_bytes", "num_records", "min.timestamp", "max.timestamp")
+    return [_File(*row) for row in zip(*(actions[column].to_pylist() for column in columns), strict=True)]
+
+
+def _positions(table: DeltaTable, journals: Iterable[str]) -> dict[str, int]:
+    found = ((journal, table.transaction_version(journal)) for journal in journals)
+    return {journal: position for journal, position in found if position is not None}
+
+
+def _not_stored(batch: Batch, stored: dict[str, int]) -> pa.Table:
+    """The rows at or after the stored position of their journal; none of a journal that is stored so far."""
+    journals, seq = batch.table["journal"].to_numpy(), batch.table["seq"].to_numpy()
+    keep = np.ones(len(seq), bool)
+    for journal, position in stored.items():
+        keep &= (journals != journal) | ((seq >= position) & (position < batch.positions[journal]))
+    return batch.table if keep.all() else batch.table.filter(pa.array(keep))
+
+
+def _sorted(rows: pa.Table) -> pa.Table:
+    """By metric type, name, service and time, which compresses well: five million records take 15 bytes each.
+
+    Texts repeat: the few that there are get ranks, and numbers sort in a fraction of the time of texts.
+    """
+    place = np.zeros(rows.num_rows, np.int64)
+    for column in ("metric_type", "name", "service"):
+        texts = rows[column].combine_chunks().dictionary_encode()
+        ranks = np.argsort(np.argsort(texts.dictionary.to_numpy(zero_copy_only=False)))
+        place = place * len(ranks) + ranks[texts.indices.to_numpy()]
+    return rows.take(np.lexsort((rows["timestamp"].to_numpy(), place)))
+
+
+def _dated(rows: pa.Table) -> pa.Table:
+    """The rows with the UTC day that each belongs to."""
+    days = (rows["timestamp"].to_numpy() // DAY_NS).astype("datetime64[D]")
+    return rows.append_column(_DATE, pa.array(days, pa.date32()))
+
+
+def _back_off(attempt: int) -> None:
+    """Give the others time: they were faster."""
+    time.sleep(random.uniform(0.5, 1.5) * min(0.005 * 2**attempt, 0.25))

@@ -1,0 +1,84 @@
+"""Whether the wall clock may be believed: a clock that jumps must not delete anything."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tallymark.clock import Clock
+
+HOUR_NS: Final = 3_600_000_000_000
+
+STEADY_NS: Final = 24 * HOUR_NS
+"""How long the clock has to be seen running steadily before anything is deleted by its time."""
+
+MAX_JUMP_NS: Final = 24 * HOUR_NS
+"""How far the wall clock may move against the monotonic one between two looks."""
+
+MAX_OFF_NS: Final = 7 * 24 * HOUR_NS
+"""How long a machine may have been off, by the wall clock, before that is taken for a jump."""
+
+
+def boot_id() -> str:
+    """What tells this start of the machine from every other; empty where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return ""
+
+
+class _Look(NamedTuple):
+    """What the clocks said, and for how long they had been steady then (ns)."""
+
+    boot: str
+    wall: int
+    monotonic: int
+    steady: int
+
+
+class ClockWatch:
+    """Looks at the clocks now and then, and remembers it in a file.
+
+    Args:
+        path: the file. Where it is lost or damaged, watching starts anew.
+        boot: as :func:`boot_id`.
+    """
+
+    def __init__(self, path: Path, clock: Clock, boot: Callable[[], str] = boot_id) -> None:
+        self._path = path
+        self._clock = clock
+        self._boot = boot
+
+    def trusted(self) -> bool:
+        """Look at the clocks. Whether the wall clock has run steadily for :data:`STEADY_NS`."""
+        wall, monotonic, boot = self._clock.time_ns(), self._clock.monotonic_ns(), self._boot()
+        last = self._last()
+        steady = 0 if last is None else _steady(last, boot, wall, monotonic)
+        self._remember(_Look(boot, wall, monotonic, min(steady, STEADY_NS)))
+        return steady >= STEADY_NS
+
+    def _last(self) -> _Look | None:
+        try:
+            kept = json.loads(self._path.read_text("utf-8"))
+            return _Look(str(kept["boot"]), int(kept["wall"]), int(kept["monotonic"]), int(kept["steady"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _remember(self, look: _Look) -> None:
+        new = self._path.with_suffix(".new")
+        with new.open("w", encoding="utf-8") as file:
+            json.dump(look._asdict(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)
+
+
+def _steady(last: _Look, boot: str, wall: int, monotonic: int) -> int:
+    """For how long the clock has been steady by now; zero where it has jumped since the last look."""
+    passed = wall - last.wall
+    if boot == last.boot and monotonic >= last.monotonic:
+        ran = monotonic - last.monotonic
+        return last.steady + ran if abs(passed - ran) <= MAX_JUMP_NS else 0
+    # The machine was off. How long, only the wall clock says.
+    return last.steady if -MAX_JUMP_NS <= passed <= MAX_OFF_NS else 0

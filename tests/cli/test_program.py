@@ -1,0 +1,73 @@
+"""The program as a whole: its help, its exit codes, and what importing it costs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import Program
+
+COMMANDS = ["serve", "demo", "query", "tail", "info", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_examples(tallymark: Program, command: str) -> None:
+    lines = [line.strip() for line in tallymark(command, "--help").stdout.splitlines() if line.strip()]
+    assert lines[0].startswith(f"Usage: tallymark {command}")
+    assert lines[1] == "Examples:"
+    assert lines[2].startswith(f"tallymark {command}")
+    assert max(map(len, lines)) <= 80
+
+
+def test_help_names_every_command_and_the_exit_codes(tallymark: Program) -> None:
+    text = tallymark("--help").stdout
+    assert text.index("Examples:") < text.index("Commands:") < text.index("Exit codes:")
+    for word in (*COMMANDS, "130", "TALLYMARK_DEBUG"):
+        assert word in text
+
+
+def test_version(tallymark: Program) -> None:
+    assert tallymark("--version").stdout == "tallymark 0.1.0\n"
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["query", "--nonsense"], ["query", "--limit", "0"], []])
+def test_wrong_usage_is_exit_code_2(tallymark: Program, arguments: list[str]) -> None:
+    tallymark(*arguments, code=2)
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, tallymark.cli\n"
+        "heavy = {'duckdb', 'pyarrow', 'deltalake', 'numpy', 'fastapi', 'uvicorn', 'psutil', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("library", ["typer", "rich"])
+def test_without_its_libraries_it_says_what_to_install(library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "from tallymark.__main__ import main\n"
+        "sys.argv = ['tallymark', 'query', 'nowhere']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: this needs {library}, which is not installed; hint: pip install 'tallymark[server]'\n"
+    )
+
+
+def test_an_error_is_one_line(tallymark: Program) -> None:
+    done = tallymark("query", "nowhere", code=1)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: there is no store at 'nowhere'; hint: ")
+    assert not (tallymark.folder / "nowhere").exists()
+
+
+def test_debug_shows_where_an_error_came_from(tallymark: Program) -> None:
+    tallymark.environment["TALLYMARK_DEBUG"] = "1"
+    with pytest.raises(AssertionError, match="Traceback"):
+        tallymark("info", "nowhere", code=1)

@@ -1,0 +1,34 @@
+"""Everything that records is tested twice: with the compiled core, and without it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import tallymark.core
+from tallymark import Metrics, lane_reader
+
+
+@pytest.fixture(params=["compiled", "pure"])
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which way is taken to record and to read, in this process and in those that it starts."""
+    if request.param == "pure":
+        monkeypatch.setenv("TALLYMARK_PURE_PYTHON", "1")  # for other processes
+        monkeypatch.setattr(lane_reader, "core", None)
+        renew = Metrics._renew_journal
+
+        def renew_without_core(metrics: Metrics) -> None:
+            renew(metrics)
+            metrics._pool.service = None
+
+        monkeypatch.setattr(Metrics, "_renew_journal", renew_without_core)
+    elif tallymark.core.core is None:
+        assert not os.environ.get("CI"), "the core is not compiled"
+        pytest.skip("the core is not compiled")
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a test records to."""
+    return tmp_path / "metrics"

@@ -1,0 +1,166 @@
+"""A real recorder, a real server over the same folder, and a real browser that looks at it."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+from tallymark import Metrics
+from tallymark.server import create_app
+from tallymark.server.serve import Server, listen, url_of
+
+DEADLINE_SECONDS = 30.0
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, or fail."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+class Site:
+    """A server that can be stopped and started again at the same address."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.port = 0
+        self.url = ""
+        self.app: FastAPI | None = None
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        self.app = create_app(str(self.store), collect_system=False)
+        self.url = self._stack.enter_context(_serving(Server(self.app), self.port))
+        self.port = int(self.url.rstrip("/").rpartition(":")[2])
+
+    def stop(self) -> None:
+        self._stack.close()
+
+
+@contextmanager
+def _serving(server: Server, port: int) -> Iterator[str]:
+    with listen("127.0.0.1", port) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), name="test-server")
+        thread.start()
+        try:
+            wait_until(lambda: server.started or not thread.is_alive())
+            assert server.started
+            yield url_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join(DEADLINE_SECONDS)
+            assert not thread.is_alive(), "the server did not end"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The folder that is recorded into and looked at."""
+    return tmp_path / "metrics"
+
+
+@pytest.fixture
+def metrics(store: Path) -> Iterator[Metrics]:
+    """A running recorder of the service "shop"."""
+    with Metrics(store, service="shop") as recorder:
+        yield recorder
+
+
+@pytest.fixture
+def site(store: Path) -> Iterator[Site]:
+    """A running server over the folder."""
+    made = Site(store)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium, headless."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        reason = f"no browser: install one of {', '.join(BROWSERS)}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+class Looker:
+    """A browser window, and everything that went wrong in it."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(DEADLINE_SECONDS * 1000)
+        self.errors: list[str] = []
+        self.urls: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._heard)
+        self.page.on("request", self._requested)
+        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog opened"), dialog.dismiss()))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        # A server that is gone shows up here by design: the page tries again.
+        if message.type in ("error", "warning") and "net::ERR_" not in message.text:
+            self.errors.append(message.text)
+
+    def _requested(self, request: Request) -> None:
+        self.urls.append(request.url)
+
+    def open(self, url: str) -> Page:
+        """The page, once it has shown figures or the lack of them."""
+        self.page.goto(url)
+        self.page.locator("html:not([data-state=loading])").wait_for(state="attached")
+        return self.page
+
+
+@pytest.fixture
+def new_looker(browser: Browser) -> Iterator[Callable[..., Looker]]:
+    """Opens windows with the settings given. Whatever goes wrong inside any of them fails the test."""
+    lookers: list[Looker] = []
+    contexts: list[BrowserContext] = []
+
+    def opened(width: int = 1440, height: int = 900, dark: bool = False) -> Looker:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            locale="en-GB",
+            timezone_id="Europe/Berlin",
+        )
+        contexts.append(context)
+        lookers.append(Looker(context))
+        return lookers[-1]
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [error for looker in lookers for error in looker.errors] == []
+
+
+@pytest.fixture
+def looker(new_looker: Callable[..., Looker]) -> Looker:
+    """A window of a desk's size."""
+    return new_looker()

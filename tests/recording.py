@@ -1,0 +1,82 @@
+"""What the tests of the recording side share: reading back, shipping, and children that record."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tallymark
+from tallymark.lane import JOURNALS
+from tallymark.lane_reader import lanes
+from tallymark.model import RESERVED_TYPE, Record
+from tallymark.shipper import Shipped, ship_once
+from tallymark.store import StoreInfo
+
+DEADLINE_SECONDS = 30.0
+
+
+def live(folder: Path) -> list[dict[str, Any]]:
+    """The records that any process finds in the journals now, lane by lane."""
+    return [row for lane in lanes(folder / JOURNALS) for row in lane.rows(0).to_pylist()]
+
+
+def ship(folder: Path) -> Shipped:
+    """Bring everything into the store, as soon as nobody else is doing so."""
+    shipped: list[Shipped] = []
+
+    def done() -> bool:
+        result = ship_once(str(folder))
+        if result is not None:
+            shipped.append(result)
+        return result is not None
+
+    eventually(done)
+    return shipped[0]
+
+
+def stored(folder: Path, *, oldest_first: bool = True) -> list[Record]:
+    """Every record that a reader finds, in journals or in the store."""
+    with tallymark.open(str(folder)) as reader:
+        records = [record for page in reader.pages() for record in page.records]
+    records = [record for record in records if record.metric_type != RESERVED_TYPE]
+    return records[::-1] if oldest_first else records
+
+
+def books(folder: Path) -> StoreInfo:
+    """What the store says that it has."""
+    with tallymark.open(str(folder)) as reader:
+        return reader.info()
+
+
+def python(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    """Another interpreter, in whose modules warnings are errors as they are here."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent,
+        **options,
+    )
+
+
+def output(process: "subprocess.Popen[str]", seconds: float = DEADLINE_SECONDS) -> str:
+    """What a process printed; it has to end in time, well, and without a word of complaint."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"it did not end: {out}\n{err}") from None
+    assert (process.returncode, err) == (0, ""), err
+    return out
+
+
+def eventually(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait until a condition holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)

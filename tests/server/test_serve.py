@@ -1,0 +1,209 @@
+"""The server as a whole: starts, stays awake, ends; alone and inside another application."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from conftest import DEADLINE_SECONDS, Start, serving, wait_until
+from fastapi import FastAPI
+
+import tallymark
+from tallymark.errors import ConfigError, StoreError
+from tallymark.recorder import Metrics
+from tallymark.server import create_app, mount
+from tallymark.server.serve import listen, run, url_of
+
+BASE = "/api/v1/metrics/"
+METRIC = {"metric_type": "t", "name": "n", "value": 1}
+
+RUN = """
+import sys
+from tallymark.server.serve import run
+run(sys.argv[1], port=0, ready=lambda url: print(url, flush=True))
+print("ended", flush=True)
+"""
+
+
+@contextmanager
+def program(store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The server in a process of its own, and its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), process.communicate()
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_ends_it_with_streams_and_connections_open(tmp_path: Path) -> None:
+    with program(tmp_path / "store") as (process, url):
+        with httpx.Client(base_url=url, timeout=DEADLINE_SECONDS) as client:
+            assert client.post(BASE, json=METRIC).status_code == 201
+            with client.stream("GET", "/api/v1/stream") as stream:
+                lines = stream.iter_lines()
+                next(lines)
+                begun = time.monotonic()
+                process.send_signal(signal.SIGINT)
+                output, errors = process.communicate(timeout=DEADLINE_SECONDS)
+                assert time.monotonic() - begun < 3
+                for _ in lines:
+                    pass  # the stream ends as streams end, without an error
+        assert (process.returncode, output) == (0, "ended\n")
+        assert "Traceback" not in errors
+    with tallymark.open(tmp_path / "store") as reader:
+        assert reader.info().recorded >= 1
+        assert len(reader.records(metric_type="t").records) == 1
+
+
+def test_sigterm_ends_it(tmp_path: Path) -> None:
+    with program(tmp_path / "store") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=DEADLINE_SECONDS)
+        assert process.returncode == -signal.SIGTERM
+        assert "Traceback" not in errors
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="another port"):
+        run(tmp_path / "store", port=taken.getsockname()[1])
+
+
+def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="key"):
+        run(tmp_path / "store", host="0.0.0.0", port=0)
+    assert not (tmp_path / "store").exists()
+
+
+def test_urls() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    if socket.has_dualstack_ipv6():
+        with listen("::1", 0) as listener:
+            assert url_of(listener).startswith("http://[::1]:")
+
+
+def test_health(client: httpx.Client) -> None:
+    for path in ("/livez", "/readyz"):
+        assert client.get(path).json() == {"status": "ok"}
+        assert client.head(path).status_code == 200
+
+
+def test_a_store_that_fails_is_not_ready(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(tmp_path / "store", collect_system=False)
+    client = start(app)
+
+    def info() -> None:
+        raise StoreError("the disk is gone: /secret/path")
+
+    monkeypatch.setattr(app.state.reader, "info", info)
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert "secret" not in answer.text
+    assert client.get("/api/v1/info").status_code == 503
+    assert client.get("/livez").status_code == 200
+
+
+def test_a_slow_store_holds_up_nobody_else(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(tmp_path / "store", collect_system=False)
+    client = start(app)
+    release, begun = threading.Event(), threading.Semaphore(0)
+
+    def get(_: object) -> None:
+        begun.release()
+        release.wait(DEADLINE_SECONDS)
+
+    monkeypatch.setattr(app.state.reader, "get", get)
+    path = f"{BASE}00000000-0000-0000-0000-000000000000"
+    threads = [threading.Thread(target=client.get, args=(path,)) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(4):
+            assert begun.acquire(timeout=DEADLINE_SECONDS)
+        assert client.get("/livez", timeout=2).status_code == 200
+        assert client.get("/readyz", timeout=10).status_code == 200
+        # A bounded number at once.
+        assert not begun.acquire(blocking=False)
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+
+
+def test_the_server_records_its_own_requests(client: httpx.Client) -> None:
+    answer = client.get("/api/v1/info")
+    assert len(answer.headers["x-trace-id"]) == 32
+    client.get("/livez")
+    params = {"metric_type": "api_request", "service": "tallymark"}
+
+    def names() -> set[str]:
+        return {one["name"] for one in client.get(BASE, params=params).json()["metrics"]}
+
+    # A request is recorded when it is over, which its client may see a moment earlier.
+    wait_until(lambda: "GET /api/v1/info" in names())
+    assert "GET /livez" not in names()
+
+
+def test_the_system_is_recorded(start: Start) -> None:
+    client = start(collect_system=True)
+
+    def found() -> list[Any]:
+        params = {"metric_type": "system", "name": "memory_percent", "service": "tallymark"}
+        metrics: list[Any] = client.get(BASE, params=params).json()["metrics"]
+        return metrics
+
+    wait_until(lambda: bool(found()))
+
+
+def test_inside_another_application(tmp_path: Path) -> None:
+    started: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        started.append("own")
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/hello")
+    async def hello() -> str:
+        return "hello"
+
+    with Metrics(tmp_path / "store", service="shop") as metrics:
+        server = create_app(tmp_path / "store", recorder=metrics, collect_system=False)
+        mount(app, server, "/internal/metrics")
+        plain = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        with serving(plain) as url, httpx.Client(base_url=url) as client:
+            assert started == ["own"]
+            assert client.get("/hello").json() == "hello"
+            answer = client.post("/internal/metrics/api/v1/metrics/", json=METRIC)
+            assert answer.status_code == 201
+            assert answer.json()["service"] == "shop"
+            assert answer.headers["location"].startswith("/internal/metrics/api/v1/metrics/")
+            assert client.get(answer.headers["location"]).json() == answer.json()
+            assert (
+                client.get("/internal/metrics/nowhere").headers["content-type"] == "application/problem+json"
+            )
+            servers = client.get("/internal/metrics/openapi.json").json()["servers"]
+            assert servers == [{"url": "/internal/metrics"}]
+        assert metrics.get_stats().is_running
+    assert server.state.shutting_down.is_set()
