@@ -64,7 +64,7 @@ def text_of(row: Row, field: str) -> Any:
 
 
 def close(left: Any, right: Any, scale: float) -> bool:
-    """Whether two values are equal, floating point taken into account; ``scale`` is the size of what they came from."""
+    """Whether two values are equal, but for rounding; ``scale`` is the size of what they came from."""
     if isinstance(left, float) and isinstance(right, float):
         return math.isclose(left, right, rel_tol=1e-9, abs_tol=1e-9 * scale)
     return type(left) is type(right) and left == right
@@ -145,8 +145,9 @@ def _percentile(values: Sequence[float], share: float) -> float:
 
 
 def _rate(count: int, query: Query, keys: dict[str, Any]) -> float:
-    first, last = keys.get("window_start", query.start), query.end
+    start = -math.inf if query.start is None else query.start
+    end = math.inf if query.end is None else query.end
     if query.window is not None:
-        last = first + query.window if last is None else min(last, first + query.window)
-        first = first if query.start is None else max(first, query.start)
-    return count / ((last - first) / 1e9)
+        window_start = keys["window_start"]
+        start, end = max(start, window_start), min(end, window_start + query.window)
+    return count / ((end - start) / 1e9)

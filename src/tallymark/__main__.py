@@ -2,9 +2,12 @@
 
 import sys
 
+from tallymark.without_pandas import keep_pandas_out
+
 
 def main() -> None:
     """Run the command line. Where a library is missing: say what to install, exit code 2."""
+    keep_pandas_out()
     try:
         from tallymark.cli import app
 

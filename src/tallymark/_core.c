@@ -266,7 +266,8 @@ static Py_ssize_t put_optional(Out *out, PyObject *text, Py_ssize_t longest)
         return 0;
     Py_ssize_t n;
     const char *bytes = NULL;
-    if (PyUnicode_CheckExact(text) && PyUnicode_GET_LENGTH(text) > 0 && PyUnicode_GET_LENGTH(text) <= longest)
+    if (PyUnicode_CheckExact(text) && PyUnicode_GET_LENGTH(text) > 0 && PyUnicode_GET_LENGTH(text) <= longest &&
+        !Py_UNICODE_ISSPACE(PyUnicode_READ_CHAR(text, 0))) /* an id of blanks is refused */
         bytes = utf8(text, &n);
     if (bytes == NULL) {
         out->p = NULL;

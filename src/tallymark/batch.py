@@ -2,29 +2,29 @@
 
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
-SCHEMA = pa.schema(
-    [
-        # The id of a record, in two parts because each of them compresses to almost nothing.
-        pa.field("journal", pa.string(), nullable=False),  # 32 hex digits
-        pa.field("seq", pa.int64(), nullable=False),
-        # Nanoseconds since the epoch, UTC. An integer: Delta's own timestamps stop at microseconds.
-        pa.field("timestamp", pa.int64(), nullable=False),
-        pa.field("service", pa.string(), nullable=False),
-        pa.field("metric_type", pa.string(), nullable=False),
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
-        pa.field("unit", pa.string(), nullable=False),
-        pa.field("success", pa.bool_()),
-        pa.field("error", pa.string()),
-        pa.field("trace_id", pa.string()),
-        pa.field("session_id", pa.string()),
-        pa.field("metadata", pa.string(), nullable=False),  # a JSON object
-        pa.field("description", pa.string()),
-    ]
-)
+_FIELDS: list[Any] = [
+    # The id of a record, in two parts because each of them compresses to almost nothing.
+    pa.field("journal", pa.string(), nullable=False),  # 32 hex digits
+    pa.field("seq", pa.int64(), nullable=False),
+    # Nanoseconds since the epoch, UTC. An integer: Delta's own timestamps stop at microseconds.
+    pa.field("timestamp", pa.int64(), nullable=False),
+    pa.field("service", pa.string(), nullable=False),
+    pa.field("metric_type", pa.string(), nullable=False),
+    pa.field("name", pa.string(), nullable=False),
+    pa.field("value", pa.float64(), nullable=False),
+    pa.field("unit", pa.string(), nullable=False),
+    pa.field("success", pa.bool_()),
+    pa.field("error", pa.string()),
+    pa.field("trace_id", pa.string()),
+    pa.field("session_id", pa.string()),
+    pa.field("metadata", pa.string(), nullable=False),  # a JSON object
+    pa.field("description", pa.string()),
+]
+SCHEMA = pa.schema(_FIELDS)
 """The columns of a batch. They are those of :class:`tallymark.model.Record`, with the id in its two parts."""
 
 CLOSED = 1 << 40

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+__all__ = ["LaneState", "Pool", "core", "fast"]
+
 if TYPE_CHECKING:
     from tallymark import _core as core
     from tallymark._core import LaneState, Pool

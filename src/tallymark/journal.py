@@ -44,6 +44,12 @@ LANE_ENTRIES: Final = 65_536
 RETRY_NS: Final = 50_000_000
 """How long a full journal or disk is left alone before it is tried again."""
 
+PATIENCE_NS: Final = 10_000_000
+"""How long a frame that finds every lane held waits for one before it opens another."""
+
+HELD_NS: Final = 100_000_000
+"""How long it waits where no other may be opened."""
+
 OnFull = Literal["drop", "raise", "wait"]
 
 _log = logging.getLogger("tallymark")
@@ -108,16 +114,23 @@ class Journal:
         """The state of a process that has recorded nothing yet."""
         self.pool.free = []
         self._open: list[Lane] = []  # the free ones and those that somebody holds
+        self._opening: list[None] = []  # one for each that is being made
         self._unsynced: list[Lane] = []  # complete and unmapped; sync() closes their files
-        self._complete: dict[Path, int] = {}  # complete lanes that are still on disk: how many records each has
-        self._gone: list[int] = []  # the records of each lane that was shipped and deleted
+        self._complete: dict[
+            Path, int
+        ] = {}  # complete lanes that are still on disk: how many records each has
+        self._gone: list[tuple[int, int]] = []  # of each lane that was shipped and deleted: records, batches
+        self._gone_at = 0
+        self._batches: dict[Path, int] = {}  # of lanes that are still there, when stats() last looked
         self._past_dropped: list[list[int]] = []
         # Drops that no lane could take; sync() moves them into one.
         self._homeless = [itertools.count() for _ in DROP_REASONS]
         self._housed = [0] * len(DROP_REASONS)
         self._retry_at = 0
         self._reason = 0
-        self.complaint: str | None = None  # why no lane could be opened; for a log, not from here: record cannot log
+        self.complaint: str | None = (
+            None  # why no lane could be opened; for a log, not from here: record cannot log
+        )
 
     def append(
         self,
@@ -146,23 +159,11 @@ class Journal:
         deadline = 0
         while True:
             free = self.pool.free
+            held: list[Lane] = []
             try:
-                lane = free.pop()
-            except IndexError:
-                new = self._open_lane()
-                if new is None:
-                    if self._closed:
-                        raise RuntimeError("the recorder is not running") from None
-                    if self._open and not deadline:
-                        # Others hold every lane and no more may be opened: let them finish.
-                        deadline = time.monotonic_ns() + RETRY_NS
-                    if time.monotonic_ns() < deadline:
-                        time.sleep(0)
-                        continue
-                    next(self._homeless[self._reason])
-                    return None
-                lane = new
-            try:
+                # Taken and held by one call into C: an exception out of a signal handler cannot come in between.
+                held.extend(map(list.pop, (free,)))
+                lane = held[0]
                 number = lane.series.get(key)
                 if number is None:
                     number = lane.define(key, check_series(key))
@@ -172,17 +173,24 @@ class Journal:
                     )
                     if at:
                         if self._sync_each:
-                            os.fdatasync(lane.fd)
+                            self._sync_lane(lane)
                         return lane, at
-                new = self._open_lane()
-                if new is not None:
-                    full, lane = lane, new
-                    self._complete_lane(full)
+                # Before a new lane one that a busier moment left behind.
+                if free or self._open_lane():
+                    held.clear()
+                    self._complete_lane(lane)
+                    self._wake()
                     continue
-                if self._on_full == "raise":
-                    raise BufferFull(f"the journal in {self.folder} has no room ({DROP_REASONS[self._reason]})")
-                if self._on_full == "drop" or time.monotonic_ns() > (deadline or time.monotonic_ns()):
+                if self._gives_up(deadline):
                     lane.drop(self._reason)
+                    return None
+            except IndexError:
+                if self._await_lane(free):
+                    continue
+                if self._closed:
+                    raise RuntimeError("the recorder is not running") from None
+                if self._gives_up(deadline):
+                    next(self._homeless[self._reason])
                     return None
             except ValueError:
                 # The lane was closed under this frame: this is a forked child, or another thread called close().
@@ -191,9 +199,35 @@ class Journal:
                 continue
             finally:
                 # Back into the list it was taken from; after a fork that list is nobody's.
-                free.append(lane)
-            deadline = deadline or time.monotonic_ns() + int(self._wait_seconds * 1e9)
+                free.extend(held)
             time.sleep(0.001)
+            deadline = deadline or time.monotonic_ns() + int(self._wait_seconds * 1e9)
+
+    def _await_lane(self, free: list[Lane]) -> bool:
+        """Where every lane is held: whether it is worth looking again."""
+        # Another thread gives its lane back in a moment, and files are dear; but it may also be that this very thread
+        # holds it, in a frame below this one.
+        started = time.monotonic_ns()
+        while not free and free is self.pool.free:
+            waited = time.monotonic_ns() - started
+            if (not self._open or waited > PATIENCE_NS) and self._open_lane():
+                return True
+            if not self._open or waited > HELD_NS:
+                return False
+            time.sleep(0)
+        return True
+
+    def _gives_up(self, deadline: int) -> bool:
+        """Whether a record for which there is no room is to be dropped now."""
+        if self._on_full == "raise":
+            raise BufferFull(f"the journal in {self.folder} has no room ({DROP_REASONS[self._reason]})")
+        return self._on_full == "drop" or (deadline != 0 and time.monotonic_ns() > deadline)
+
+    def _sync_lane(self, lane: Lane) -> None:
+        try:
+            os.fdatasync(lane.fd)
+        except OSError as error:  # the record is where every other process finds it, and cannot be taken back
+            self.complaint = str(error)
 
     @property
     def complete_lanes(self) -> int:
@@ -214,25 +248,34 @@ class Journal:
         finally:
             free.append(lane)
 
-    def _open_lane(self) -> Lane | None:
-        """A new lane, held by the caller; None where there may be none, and ``_reason`` says why."""
+    def _open_lane(self) -> bool:
+        """Add a new lane to those that nobody holds; False where there may be none, and ``_reason`` says why."""
         if self._closed or time.monotonic_ns() < self._retry_at:
-            return None
+            return False
         self._forget_shipped()
-        if len(self._complete) + len(self._open) >= self._max_lanes:
-            self._refuse("journal_full", f"{self._max_lanes * self._entries} records wait to be shipped")
-            return None
+        self._opening.append(None)
         try:
+            if len(self._complete) + len(self._open) + len(self._opening) > self._max_lanes:
+                self._refuse("journal_full", f"{self._max_lanes * self._entries} records wait to be shipped")
+                return False
             self.folder.mkdir(parents=True, exist_ok=True)
             lane = Lane(self.folder, self._entries)
+            try:
+                self._open.append(lane)
+            finally:
+                self.pool.free.append(lane)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             self._refuse("disk_full" if full else "journal_unwritable", str(error))
-            return None
+            return False
+        finally:
+            self._opening.pop()
+        if self._closed:  # meanwhile, by another thread that did not see this lane
+            self.close()
+            return False
         self.complaint = None
-        self._open.append(lane)
         self._wake()
-        return lane
+        return True
 
     def _refuse(self, reason: str, complaint: str) -> None:
         self._reason = DROP_REASONS.index(reason)
@@ -246,14 +289,19 @@ class Journal:
         self._open.remove(lane)
         lane.buffer.close()
         self._unsynced.append(lane)
-        self._wake()
 
     def _forget_shipped(self) -> None:
         for path in list(self._complete):
-            if not path.exists():
+            try:
+                path.stat()
+            except FileNotFoundError:
                 records = self._complete.pop(path, None)
                 if records is not None:
-                    self._gone.append(records)
+                    # The batch that completed it was one more than those that it told about.
+                    self._gone.append((records, self._batches.pop(path, 0) + 1))
+                    self._gone_at = self._clock.time_ns()
+            except OSError:
+                continue  # no permission to look, say
 
     def sync(self) -> None:
         """Bring what was written so far to the disk, and close complete lanes. For one thread at a time."""
@@ -261,13 +309,17 @@ class Journal:
             if lane.at != lane.synced:
                 lane.synced = lane.at
                 os.fdatasync(lane.fd)
-        while self._unsynced:
-            lane = self._unsynced.pop()
-            try:
-                os.fdatasync(lane.fd)
-            finally:
-                lane.close()
+        self._close_complete()
         self._house_drops()
+
+    def _close_complete(self) -> None:
+        for lane in list(self._unsynced):
+            # In the list until it is closed: a child that is forked meanwhile has to close it, too.
+            with contextlib.suppress(OSError):
+                os.fdatasync(lane.fd)
+            lane.close()
+            with contextlib.suppress(ValueError):
+                self._unsynced.remove(lane)
 
     def _house_drops(self) -> None:
         """Write the drops that no lane could take into one."""
@@ -275,13 +327,12 @@ class Journal:
         if counts == self._housed:
             return
         free = self.pool.free
+        if not free and not self._open_lane():
+            return
         try:
             lane = free.pop()
         except IndexError:
-            new = self._open_lane()
-            if new is None:
-                return
-            lane = new
+            return  # somebody was faster; there is a next time
         try:
             for index, total in enumerate(counts):
                 while self._housed[index] < total:
@@ -295,14 +346,17 @@ class Journal:
         with contextlib.suppress(OSError):
             self.sync()
         self._closed = True
-        self.pool.free = []
+        free, self.pool.free = self.pool.free, []
+        # A thread that holds a lane gives it back in a moment; a frame below this one never does.
+        deadline = time.monotonic_ns() + PATIENCE_NS
+        while self._open and time.monotonic_ns() < deadline:
+            try:
+                self._complete_lane(free.pop())
+            except IndexError:
+                time.sleep(0)
         for lane in list(self._open):
             self._complete_lane(lane)
-        while self._unsynced:
-            lane = self._unsynced.pop()
-            with contextlib.suppress(OSError):
-                os.fdatasync(lane.fd)
-            lane.close()
+        self._close_complete()
 
     def stats(self) -> JournalStats:
         """What became of the records of this process so far, as far as its journals tell."""
@@ -317,34 +371,31 @@ class Journal:
             with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
                 counters[path] = read_counters(os.pread(file.fileno(), COUNTERS_SIZE, COUNTERS_AT))
         shipped = {path: min(values[SHIPPED], lanes[path]) for path, values in counters.items()}
-        gone = list(self._gone)
-        total = sum(gone) + sum(lanes.values())
-        stored = sum(gone) + sum(shipped.values())
+        self._batches = {path: values[BATCHES] for path, values in counters.items()}
+        gone = [sum(column) for column in zip((0, 0), *self._gone, strict=True)]
+        stored = gone[0] + sum(shipped.values())
         homeless = [_peek(counter) - done for counter, done in zip(self._homeless, self._housed, strict=True)]
         return JournalStats(
             stored=stored,
-            pending=total - stored,
+            pending=sum(lanes.values()) - sum(shipped.values()),
             dropped={
-                reason: a + b
-                for reason, a, b in zip(DROP_REASONS, dropped, homeless, strict=True)
-                if a + b
+                reason: a + b for reason, a, b in zip(DROP_REASONS, dropped, homeless, strict=True) if a + b
             },
-            batches=len(gone) + sum(values[BATCHES] for values in counters.values()),
-            last_batch_ns=max((values[SHIPPED_AT] for values in counters.values()), default=0),
+            batches=gone[1] + sum(self._batches.values()),
+            last_batch_ns=max((values[SHIPPED_AT] for values in counters.values()), default=self._gone_at),
         )
 
     def _forked(self) -> None:
         """In a forked child: the lanes are the parent's. Closing them here also gives up their inherited locks."""
         for lane in (*self._open, *self._unsynced):
             with contextlib.suppress(OSError, BufferError):
-                lane.close()
+                lane.close(unlock=False)
         self._begin()
 
 
 def _peek(counter: "itertools.count[int]") -> int:
     """The next value of a counter, without taking it. (``next`` on a counter is atomic, ``+=`` is not.)"""
-    value: int = counter.__reduce__()[1][0]  # type: ignore[index]
-    return value
+    return int(counter.__reduce__()[1][0])
 
 
 _journals: "weakref.WeakSet[Journal]" = weakref.WeakSet()

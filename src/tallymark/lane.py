@@ -59,6 +59,7 @@ MIN_HEAP: Final = 128 * 1024
 
 _encode_series = msgspec.json.Encoder().encode
 _pack = ENTRY.pack
+_UNWRITTEN: Final = bytes(ENTRY_SIZE)
 
 
 class Lane(LaneState):
@@ -135,14 +136,20 @@ class Lane(LaneState):
         after = heap + len(text)
         if at >= self.end or after > self.size:
             return 0
-        # Claimed before it is written: when an exception comes out of a signal handler in between, the entry stays
-        # empty instead of being given away twice.
+        # Claimed before it is written: when an exception comes out of a signal handler right after that, the entry is
+        # not given away twice.
         self.at = at + ENTRY_SIZE
         self.heap = after
         buffer = self.buffer
-        buffer[heap:after] = text
-        entry = _pack(kind, outcome, metadata, error, trace, session, number, heap, timestamp, value)
-        buffer[at : at + ENTRY_SIZE] = crc32(text, crc32(entry)).to_bytes(4, "little") + entry
+        try:
+            buffer[heap:after] = text
+            entry = _pack(kind, outcome, metadata, error, trace, session, number, heap, timestamp, value)
+            buffer[at : at + ENTRY_SIZE] = crc32(text, crc32(entry)).to_bytes(4, "little") + entry
+        except BaseException:
+            if buffer[at : at + ENTRY_SIZE] == _UNWRITTEN:
+                self.at = at
+                self.heap = heap
+            raise
         return at
 
     def define(self, key: SeriesKey, series: SeriesKey) -> int | None:
@@ -150,9 +157,12 @@ class Lane(LaneState):
         text = _encode_series(series)
         number = len(self.series)
         for _ in range(2):
-            if not self.append(SERIES, number, 0, 0.0, 0, text, len(text), 0, 0, 0):
-                return None
-            self.undefined += 1
+            before = self.at
+            try:
+                if not self.append(SERIES, number, 0, 0.0, 0, text, len(text), 0, 0, 0):
+                    return None
+            finally:
+                self.undefined += (self.at - before) // ENTRY_SIZE
         self.series[key] = number
         return number
 
@@ -161,11 +171,19 @@ class Lane(LaneState):
         self.dropped[reason] += 1
         write_counter(self.buffer, reason, self.dropped[reason])
 
-    def close(self) -> None:
-        """Unmap and unlock. A write that an interrupted frame still has under way then fails with ValueError."""
+    def close(self, *, unlock: bool = True) -> None:
+        """Unmap and unlock. A write that an interrupted frame still has under way then fails with ValueError.
+
+        Args:
+            unlock: not in a forked child, whose copy of the file has the lock in common with the parent's.
+        """
         self.buffer.close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
+            if unlock:
+                # Closing is not enough: a child that was forked while the file was made has a copy that it does not
+                # know of.
+                fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pyarrow as pa
 from tallymark.batch import CLOSED, SCHEMA
 from tallymark.core import core
 from tallymark.lane import (
+    BATCHES,
     COUNTER,
     COUNTERS_AT,
     COUNTERS_SIZE,
@@ -32,6 +34,8 @@ from tallymark.lane import (
     OUTCOMES,
     RECORD,
     SERIES,
+    SHIPPED,
+    SHIPPED_AT,
     SUFFIX,
     VERSION,
     read_counters,
@@ -57,6 +61,7 @@ ENTRY_DTYPE = np.dtype(
 assert ENTRY_DTYPE.itemsize == ENTRY_SIZE
 
 _log = logging.getLogger("tallymark")
+_left_out: set[Path] = set()  # what was complained about
 _decode_series = msgspec.json.Decoder(SeriesKey).decode
 
 
@@ -68,11 +73,13 @@ class Range:
         table: the readable records, as rows of :data:`tallymark.batch.SCHEMA`.
         end: the sequence number after the last readable entry; what comes later may be half written.
         corrupt: how many records up to ``end`` cannot be read.
+        records: how many records there are before ``end``, from the first on, readable or not.
     """
 
     table: pa.Table
     end: int
     corrupt: int
+    records: int = 0
 
 
 class LaneReader:
@@ -121,21 +128,35 @@ class LaneReader:
         counters = read_counters(os.pread(self._fd, COUNTERS_SIZE, COUNTERS_AT))
         return {reason: n for reason, n in zip(DROP_REASONS, counters, strict=False) if n}
 
-    def add_to_counters(self, added: dict[int, int], replaced: dict[int, int]) -> None:
-        """Leave figures for the writer's own statistics."""
+    def note_shipped(self, records: int, now: int, *, batch: bool) -> None:
+        """Leave figures for the writer's own statistics: what counts is in the store.
+
+        Args:
+            records: how many from the first on are stored; absolute, since a shipper may die before it says so.
+            now: ns since 1970.
+            batch: whether they were stored just now.
+        """
         counters = read_counters(os.pread(self._fd, COUNTERS_SIZE, COUNTERS_AT))
-        values = {index: counters[index] + value for index, value in added.items()} | replaced
-        for index, value in values.items():
-            os.pwrite(self._fd, COUNTER.pack(value, value, value), COUNTERS_AT + index * COUNTER.size)
+        new = {SHIPPED: records}
+        if batch:
+            new |= {BATCHES: counters[BATCHES] + 1, SHIPPED_AT: now}
+        for index, value in new.items():
+            if counters[index] != value:
+                os.pwrite(self._fd, COUNTER.pack(value, value, value), COUNTERS_AT + index * COUNTER.size)
 
     def _entries(self) -> npt.NDArray[Any]:
         """The entries up to the last that was written."""
-        raw = os.pread(self._fd, self.capacity * ENTRY_SIZE, ENTRIES_AT)
-        entries = np.frombuffer(raw[: len(raw) // ENTRY_SIZE * ENTRY_SIZE], ENTRY_DTYPE)
+        entries = self._read_entries(self.capacity)
         # Two fields, so that one flipped bit in the unwritten part is not taken for a record.
         signs = (entries["crc"] != 0).astype("u1") + (entries["kind"] != 0) + (entries["heap"] != 0)
         written = np.flatnonzero(signs >= 2)
-        return entries[: written[-1] + 1] if len(written) else entries[:0]
+        # Read once more: the writer may have passed the first look on its way, which then missed entries before the
+        # last that it saw. What comes before that is whole by now.
+        return self._read_entries(int(written[-1]) + 1 if len(written) else 0)
+
+    def _read_entries(self, count: int) -> npt.NDArray[Any]:
+        raw = os.pread(self._fd, count * ENTRY_SIZE, ENTRIES_AT)
+        return np.frombuffer(raw[: len(raw) // ENTRY_SIZE * ENTRY_SIZE], ENTRY_DTYPE)
 
     def pending(self, start: int) -> int:
         """How many records are here from a sequence number on."""
@@ -161,7 +182,8 @@ class LaneReader:
         # A series has no timestamp; a real timestamp has more than one byte, so one flipped byte does not look like it.
         is_record = np.count_nonzero(np.ascontiguousarray(entries["timestamp"]).view("u1").reshape(-1, 8), axis=1) > 1
         corrupt = int(np.count_nonzero(is_record[start:end] & ~valid[start:end]))
-        return Range(self._table(entries[rows], rows, offsets[rows], heap, series), end, corrupt)
+        records = int(np.count_nonzero(entries["kind"][:end] != SERIES))
+        return Range(self._table(entries[rows], rows, offsets[rows], heap, series), end, corrupt, records)
 
     def _table(
         self,
@@ -180,19 +202,19 @@ class LaneReader:
         joints = np.empty(5 * n + 1, dtype="<i4")
         joints[:-1] = offsets.reshape(-1)
         joints[-1] = offsets[-1, -1]
-        texts = pa.StringArray.from_buffers(5 * n, pa.py_buffer(joints), pa.py_buffer(heap))
+        texts = pa.StringArray.from_buffers(5 * n, pa.py_buffer(joints.data), pa.py_buffer(heap))
 
-        def text(turn: int, field: str) -> pa.Array:
+        def text(turn: int, field: str) -> Any:
             missing = entries[field] == 0
             if missing.all():
                 return pa.nulls(n, pa.string())
-            return texts.take(pa.array(np.arange(turn, 5 * n, 5), mask=missing))
+            return texts.take(_indices(np.arange(turn, 5 * n, 5), missing))
 
         known = list(series)
-        number = pa.array(np.searchsorted(known, entries["series"]))
+        number = _indices(np.searchsorted(known, entries["series"]))
         outcome = entries["outcome"]
         columns = {
-            "journal": pa.array([self.journal]).take(pa.array(np.zeros(n, dtype="i4"))),
+            "journal": pa.array([self.journal]).take(_indices(np.zeros(n, dtype="i4"))),
             "seq": pa.array(rows),
             "timestamp": pa.array(np.ascontiguousarray(entries["timestamp"])),
             **{
@@ -204,9 +226,14 @@ class LaneReader:
             "error": text(1, "error"),
             "trace_id": text(2, "trace"),
             "session_id": text(3, "session"),
-            "metadata": texts.take(pa.array(np.arange(0, 5 * n, 5))),
+            "metadata": texts.take(_indices(np.arange(0, 5 * n, 5))),
         }
         return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
+
+
+def _indices(rows: npt.NDArray[np.integer[Any]], missing: npt.NDArray[np.bool_] | None = None) -> Any:
+    """What ``take`` is to take; null where it is missing."""
+    return pa.array(rows, mask=missing)
 
 
 def _text_offsets(entries: npt.NDArray[Any], heap_start: int) -> npt.NDArray[np.int64]:
@@ -219,9 +246,7 @@ def _text_offsets(entries: npt.NDArray[Any], heap_start: int) -> npt.NDArray[np.
     return offsets
 
 
-def _check(
-    entries: npt.NDArray[Any], heap: bytes, offsets: npt.NDArray[np.int64], start: int
-) -> npt.NDArray[np.bool_]:
+def _check(entries: npt.NDArray[Any], heap: bytes, offsets: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.bool_]:
     """Which entries have the checksum that they should have. Records before ``start`` are not looked at."""
     intact = np.zeros(len(entries), dtype=bool)
     wanted = (entries["kind"] == SERIES) | (np.arange(len(entries)) >= start)
@@ -256,14 +281,20 @@ def _series(
 
 def lanes(folder: Path) -> list[LaneReader]:
     """Every lane in a folder, the oldest first. What is no lane or cannot be read is left out."""
-    found = []
+    return list(each_lane(folder))
+
+
+def each_lane(folder: Path) -> Iterator[LaneReader]:
+    """Like :func:`lanes`, one after the other: an open file each, of which a process may not have very many."""
     for path in _by_age(folder):
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                found.append(LaneReader(path))
-            except ValueError as error:
-                _log.warning("%s", error)
-    return found
+        try:
+            yield LaneReader(path)
+        except FileNotFoundError:
+            continue  # shipped meanwhile
+        except (ValueError, OSError) as error:
+            if path not in _left_out:
+                _left_out.add(path)
+                _log.warning("a journal is left out: %s", error)
 
 
 def _by_age(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ else takes the careful way, which also words the error.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ accepted_keys: set[str] = set()
 _MAX_ACCEPTED = 10_000
 
 
-def encode_metadata(metadata: dict[str, Any]) -> bytes:
+def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
     """The JSON text of metadata, in UTF-8.
 
     Raises:
@@ -58,12 +59,18 @@ class _Walk:
 
     def __init__(self) -> None:
         self.keys = 0
+        self.values = 0
 
     def visit(self, value: object, path: str, depth: int) -> object:
+        self.values += 1
+        if self.values > MAX_METADATA_BYTES // 2:  # each takes a byte and what stands between them
+            raise ValueError(f"metadata has too many values; at most {MAX_METADATA_BYTES} bytes of JSON are allowed")
         # Subclasses (enumerations, numpy.float64) are stored as what they extend.
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
+            if len(value) > MAX_METADATA_BYTES:
+                raise ValueError(f"{path} is too long; at most {MAX_METADATA_BYTES} bytes of JSON are allowed")
             return clean_text(str.__str__(value))
         if isinstance(value, float):
             if not math.isfinite(value):
@@ -76,15 +83,16 @@ class _Walk:
         if depth > MAX_METADATA_DEPTH:
             raise ValueError(f"{path} is nested too deep; at most {MAX_METADATA_DEPTH} levels are allowed")
         if isinstance(value, dict):
-            return {
-                self.key(key, path): self.visit(item, f"{path}.{key}", depth + 1)
-                for key, item in value.items()
-            }
+            copy = {}
+            for key, item in value.items():
+                clean = self.key(key, path)
+                copy[clean] = self.visit(item, f"{path}.{clean[:80]}", depth + 1)
+            return copy
         if isinstance(value, list | tuple):
-            if len(value) > MAX_METADATA_BYTES // 2:
-                raise ValueError(f"{path} is too long; metadata may have {MAX_METADATA_BYTES} bytes of JSON")
             return [self.visit(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
-        raise ValueError(f"{path} must be JSON (text, number, true, false, null, list, dict), not {type(value).__name__}")
+        raise ValueError(
+            f"{path} must be JSON (text, number, true, false, null, list, dict), not {type(value).__name__}"
+        )
 
     def key(self, key: object, path: str) -> str:
         if not isinstance(key, str):
@@ -92,9 +100,11 @@ class _Walk:
         self.keys += 1
         if self.keys > MAX_METADATA_KEYS:
             raise ValueError(f"metadata has too many keys; at most {MAX_METADATA_KEYS} are allowed")
+        if len(key) > MAX_METADATA_BYTES:
+            raise ValueError(f"{path} has a key that is too long; {MAX_METADATA_BYTES} bytes of JSON are allowed")
+        key = clean_text(str.__str__(key))
         if key in accepted_keys:
             return key
-        key = clean_text(str.__str__(key))
         word = forbidden_word(key)
         if word is not None:
             raise ValueError(

@@ -364,6 +364,8 @@ def _conditions(where: Where, now: int) -> list[Filter]:
     if isinstance(where, Mapping):
         return _equalities(where, now)
     conditions = [where] if isinstance(where, str) else where
+    if not isinstance(conditions, Iterable):
+        raise QueryError(f"where: conditions or a mapping, not {type(where).__name__}")
     return [item if isinstance(item, Filter) else _condition(item, now) for item in conditions]
 
 
@@ -451,6 +453,8 @@ def _identifier(text: str) -> str:
 
 
 def _names(value: Iterable[str], part: str) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise QueryError(f"{part}: names, not {type(value).__name__}")
     names = (value,) if isinstance(value, str) else tuple(value)
     for name in names:
         if not isinstance(name, str):

@@ -357,7 +357,9 @@ class Metrics:
             total_persisted=stats.stored,
             queue_size=stats.pending,
             batches_written=stats.batches,
-            last_flush_timestamp=datetime.fromtimestamp(stats.last_batch_ns / 1e9, UTC) if stats.last_batch_ns else None,
+            last_flush_timestamp=datetime.fromtimestamp(stats.last_batch_ns / 1e9, UTC)
+            if stats.last_batch_ns
+            else None,
             avg_batch_size=stats.stored / stats.batches if stats.batches else 0.0,
             is_running=self._running,
             dropped=stats.dropped,
@@ -388,14 +390,13 @@ class Metrics:
         texts = [
             b"{}" if metadata is None else encode_metadata(metadata),
             _error_text(error),
-            _id_text("trace_id", trace_id or current_trace_id.get()),
+            _id_text("trace_id", current_trace_id.get() if trace_id is None else trace_id),
             _id_text("session_id", session_id),
         ]
+        lengths = (len(texts[0]), len(texts[1]), len(texts[2]), len(texts[3]))
         key = (self.service if service is None else service, metric_type, name, unit, description)
         try:
-            return self._journal.append(
-                key, value, OUTCOMES.index(success), b"".join(texts), *map(len, texts), timestamp=timestamp
-            )
+            return self._journal.append(key, value, OUTCOMES.index(success), b"".join(texts), *lengths, timestamp)
         except TypeError:
             check_series(key)  # an unhashable name is worded here
             raise
@@ -420,8 +421,10 @@ class Metrics:
             self._wakeups = queue.SimpleQueue()
             self._worker_done = _thread.allocate_lock()
             self._worker_done.acquire()
-            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+            try:
                 _thread.start_new_thread(self._work, (self._journal, self._wakeups, self._worker_done))
+            except RuntimeError:  # the interpreter is shutting down, or there may be no more threads
+                self._worker_done.release()
         self._wakeups.put("look")
 
     def _work(self, journal: Journal, wakeups: "queue.SimpleQueue[str]", done: _thread.LockType) -> None:
@@ -453,7 +456,8 @@ def _error_text(error: object) -> bytes:
         return b""
     if not isinstance(error, str):
         raise ValueError(f"error (error_message) must be text, not {type(error).__name__}")
-    return clean_text(error)[:MAX_ERROR_LENGTH].encode()
+    # Cut twice: before, because it may be very long; after, because two surrogates may become one character.
+    return clean_text(str.__str__(error)[: 2 * MAX_ERROR_LENGTH])[:MAX_ERROR_LENGTH].encode()
 
 
 def _id_text(field: str, value: object) -> bytes:

@@ -4,6 +4,7 @@ Native runtimes and ``fork`` do not mix, and their imports are heavy, so nothing
 process that records: a short-lived child does the work, or a ``tallymark serve`` on the same folder, if one runs.
 """
 
+import _thread
 import contextlib
 import fcntl
 import logging
@@ -25,6 +26,8 @@ REQUEST_FILE: Final = ".ship-now"
 """Made, in the folder of the journals, by whoever wants a long-running shipper to ship at once."""
 SEAL_SECONDS: Final = 60.0
 """Records are read from the journal as well as from the lake: short of a full lane, a child a minute is enough."""
+BUSY: Final = 75
+"""Exit code of a child that found somebody else shipping (EX_TEMPFAIL; gunicorn takes 3 and 4 for its own)."""
 MANY_FILES: Final = 8
 """So many journals, left behind by others too, are worth a child at any time."""
 
@@ -53,6 +56,7 @@ def somebody_ships(journals: Path) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has a copy
     except OSError:
         return True
     finally:
@@ -64,15 +68,21 @@ class Sealer:
     """Starts children that ship, when it is worth one."""
 
     def __init__(self, store: str, interval_seconds: float, batch_size: int) -> None:
-        self.journals = lake_folder(store) / JOURNALS
-        self._store = store
+        folder = lake_folder(store).absolute()  # the application may change its working directory
+        self.journals = folder / JOURNALS
+        self._store = str(folder)
         self._interval = interval_seconds
         self._batch_size = batch_size
         self._child: subprocess.Popen[bytes] | None = None
+        self._started = 0  # children so far
+        self._ended = 0  # the number of the newest child that came to an end without finding another shipper
+        self._starting = _thread.allocate_lock()  # never waited for
+        self._pid = os.getpid()
         self._looked = self._sealed = time.monotonic()
 
     def look(self, journal: Journal) -> None:
         """Start a child where a batch is due and nobody else is shipping. Called often, by one thread."""
+        self._notice_fork()
         now = time.monotonic()
         if self._is_busy() or (now - self._looked < self._interval and journal.complete_lanes < MANY_FILES // 2):
             return
@@ -89,35 +99,40 @@ class Sealer:
             deadline: on the monotonic clock; waiting longer raises TimeoutError.
             final: the application is ending: where somebody else ships, leave it to them.
         """
-        if not journal.stats().pending or (final and somebody_ships(self.journals)):
+        self._notice_fork()
+        if not journal.stats().pending or (final and not self._is_busy() and somebody_ships(self.journals)):
             return Waiting(None)
+        before = self._started
         if not self._is_busy():
             self._start_child()
-        return Waiting(lambda: self._finish(journal, deadline))
+        return Waiting(lambda: self._finish(journal, deadline, before))
 
-    def _finish(self, journal: Journal, deadline: float) -> None:
+    def _finish(self, journal: Journal, deadline: float, before: int) -> None:
+        """Wait until what is in the journal now is stored, or a child that began after ``before`` has done what it
+        could; where that failed it said why, and that was logged.
+        """
         wanted = journal.stats().recorded
         while True:
-            if self._child is not None:
+            child = self._child
+            if child is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._child.wait(max(0.0, deadline - time.monotonic()))
-                if self._child is not None and self._child.returncode and not self._is_busy():
-                    return  # it said why, and that was logged
-                self._is_busy()
+                    child.wait(max(0.0, deadline - time.monotonic()))
+            busy = self._is_busy()
             stats = journal.stats()
-            if stats.pending <= stats.recorded - wanted:
+            if self._ended > before or stats.pending <= stats.recorded - wanted:
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{stats.pending} records are not in the store yet; they are safe in {self.journals} "
                     "and will be shipped by the next process that records there, or by `tallymark serve`"
                 )
-            if somebody_ships(self.journals):
-                with contextlib.suppress(OSError):
-                    (self.journals / REQUEST_FILE).touch()
-                time.sleep(0.02)
-            elif not self._start_child():
-                return
+            if busy or self._start_child():
+                continue
+            if not somebody_ships(self.journals):
+                return  # no child can be started, and that was logged
+            with contextlib.suppress(OSError):
+                (self.journals / REQUEST_FILE).touch()
+            time.sleep(0.02)
 
     def _is_busy(self) -> bool:
         """Whether a child of ours is at work. What a finished one had to complain about is logged."""
@@ -126,19 +141,31 @@ class Sealer:
             return False
         if child.poll() is None:
             return True
-        self._child = None
-        complaint = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
-        if child.stderr:
-            child.stderr.close()
-        if child.returncode:
-            _log.warning("shipping failed, the journal keeps the records: %s", complaint[-2000:] or child.returncode)
+        if self._child is child:  # and not another thread's by now
+            self._child = None
+            self._bury(child)
         return False
+
+    def _bury(self, child: subprocess.Popen[bytes]) -> None:
+        complaint = ""
+        if child.stderr:
+            with child.stderr:
+                complaint = child.stderr.read().decode(errors="replace").strip()
+        if child.returncode >= 0 and child.returncode != BUSY:  # one that was killed is worth another
+            self._ended = self._started
+        if child.returncode not in (0, BUSY):
+            _log.warning("shipping failed, the journal keeps the records: %s", complaint[-2000:] or child.returncode)
 
     def _start_child(self) -> bool:
         if not sys.executable or somebody_ships(self.journals):
             return False
-        self._sealed = time.monotonic()
+        if not self._starting.acquire(blocking=False):
+            return True  # another thread does
         try:
+            if self._is_busy():
+                return True
+            self._sealed = time.monotonic()
+            self._started += 1
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "tallymark.shipper", self._store],
                 stdin=subprocess.DEVNULL,
@@ -149,7 +176,21 @@ class Sealer:
         except OSError as error:
             _log.warning("shipping failed, the journal keeps the records: %s", error)
             return False
+        finally:
+            self._starting.release()
         return True
+
+    def _notice_fork(self) -> None:
+        """In a forked child: the child that ships is the parent's."""
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self._starting = _thread.allocate_lock()
+        child, self._child = self._child, None
+        if child is not None:
+            child.returncode = 0  # so that nobody waits for it here
+            if child.stderr:
+                child.stderr.close()
 
     def _crowded(self) -> bool:
         try:

@@ -6,6 +6,7 @@ and the deletion of a journal, the next shipper sees what is done. ``python -m t
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -23,14 +24,16 @@ import pyarrow as pa
 from tallymark.batch import CLOSED, SCHEMA, Batch
 from tallymark.clock import Clock, SystemClock
 from tallymark.errors import TallymarkError
-from tallymark.lane import BATCHES, DROP_REASONS, JOURNALS, SHIPPED, SHIPPED_AT
-from tallymark.lane_reader import LaneReader, lanes
+from tallymark.lane import DROP_REASONS, JOURNALS
+from tallymark.lane_reader import LaneReader, each_lane
 from tallymark.model import RESERVED_TYPE
-from tallymark.sealer import LOCK_FILE, REQUEST_FILE, lake_folder
+from tallymark.sealer import BUSY, LOCK_FILE, REQUEST_FILE, lake_folder
 from tallymark.store import Store, open_store
 
 BATCH_ROWS: Final = 500_000
 """About how many rows are written at once."""
+BATCH_FILES: Final = 256
+"""From how many journals at most: each is an open file."""
 POLL_SECONDS: Final = 0.25
 """How often a long-running shipper looks whether there is something to do."""
 STALE_SECONDS: Final = 3600
@@ -60,6 +63,7 @@ def shipping_lock(journals: Path) -> Generator[bool]:
         else:
             yield True
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has a copy
         os.close(fd)
 
 
@@ -70,18 +74,19 @@ def ship(store: Store, journals: Path, clock: Clock) -> Shipped:
         StoreError: the store refused; what is not stored stays in the journals.
     """
     _remove_unfinished(journals)
-    found = lanes(journals)
-    positions = store.positions([lane.journal for lane in found])
     records = batches = 0
-    waiting: list[Lot] = []
-    for number, lane in enumerate(found):
-        waiting.append(_take(lane, positions.get(lane.journal, 0), clock))
-        rows = sum(lot.records for lot in waiting)
-        if rows >= BATCH_ROWS or number == len(found) - 1:
-            _write(store, waiting, clock)
-            records += rows
-            batches += rows > 0
-            waiting = []
+    found = each_lane(journals)
+    while some := list(itertools.islice(found, BATCH_FILES)):
+        positions = store.positions([lane.journal for lane in some])
+        waiting: list[Lot] = []
+        for number, lane in enumerate(some, 1):
+            waiting.append(_take(lane, positions.get(lane.journal, 0), clock))
+            rows = sum(lot.records for lot in waiting)
+            if rows >= BATCH_ROWS or number == len(some):
+                _write(store, waiting, clock)
+                records += rows
+                batches += rows > 0
+                waiting = []
     return Shipped(records, batches)
 
 
@@ -94,6 +99,7 @@ class Lot:
     records: int
     start: int
     end: int
+    shipped: int
 
 
 def _take(lane: LaneReader, start: int, clock: Clock) -> Lot:
@@ -103,12 +109,13 @@ def _take(lane: LaneReader, start: int, clock: Clock) -> Lot:
     if found.corrupt:
         dropped = {**dropped, "corrupt": found.corrupt}
         _log.warning("%s: %d records are corrupt and were dropped", lane.path, found.corrupt)
-    # Numbered after every entry that the lane can have, and differently in every batch.
+    # Numbered after every entry that the lane can have, and differently in every batch: corrupt records are found by
+    # several, but each of those comes further; the others are told by the last alone.
     first = lane.capacity + found.end * len(DROP_REASONS)
     books = [
         {
             "journal": lane.journal,
-            "seq": first + number,
+            "seq": first + DROP_REASONS.index(reason),
             "timestamp": clock.time_ns(),
             "service": RESERVED_TYPE,
             "metric_type": RESERVED_TYPE,
@@ -117,10 +124,10 @@ def _take(lane: LaneReader, start: int, clock: Clock) -> Lot:
             "unit": "1",
             "metadata": json.dumps({"reason": reason}),
         }
-        for number, (reason, count) in enumerate(sorted(dropped.items()))
+        for reason, count in dropped.items()
     ]
     table = pa.concat_tables([found.table, pa.Table.from_pylist(books, schema=SCHEMA)])
-    return Lot(lane, table, len(found.table), start, CLOSED if complete else found.end)
+    return Lot(lane, table, len(found.table), start, CLOSED if complete else found.end, found.records)
 
 
 def _write(store: Store, lots: list[Lot], clock: Clock) -> None:
@@ -130,9 +137,8 @@ def _write(store: Store, lots: list[Lot], clock: Clock) -> None:
     for lot in lots:
         if lot.end == CLOSED:
             lot.lane.path.unlink(missing_ok=True)
-        elif lot.records:
-            # Only for the recorder's own statistics; what counts is in the store.
-            lot.lane.add_to_counters({SHIPPED: lot.records, BATCHES: 1}, {SHIPPED_AT: clock.time_ns()})
+        else:
+            lot.lane.note_shipped(lot.shipped, clock.time_ns(), batch=lot.records > 0)
 
 
 def _remove_unfinished(journals: Path) -> None:
@@ -194,10 +200,18 @@ class Shipper:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            with shipping_lock(self._journals) as free:
-                if free:
-                    self._serve()
+            try:
+                with shipping_lock(self._journals) as free:
+                    if free:
+                        self._serve()
+            except OSError as error:  # no room even for the lock file, say
+                self._fail(error)
             self._stopping.wait(POLL_SECONDS)
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is None:
+            _log.warning("shipping failed, the journals keep the records: %s", error)
+        self.failure = str(error)
 
     def _serve(self) -> None:
         """With the lock held: ship when it is time, when asked to, and when lanes are complete."""
@@ -207,14 +221,12 @@ class Shipper:
             asked = (self._journals / REQUEST_FILE).exists()
             if time.monotonic() < due and not (failures == 0 and (asked or self._has_complete_lanes())):
                 continue
-            (self._journals / REQUEST_FILE).unlink(missing_ok=True)
             try:
+                (self._journals / REQUEST_FILE).unlink(missing_ok=True)
                 ship(self._store, self._journals, self._clock)
-            except (TallymarkError, OSError) as error:
+            except Exception as error:
                 failures += 1
-                if self.failure is None:
-                    _log.warning("shipping failed, the journals keep the records: %s", error)
-                self.failure = str(error)
+                self._fail(error)
                 # Twice as long after each failure, up to a minute, never in step with other shippers.
                 due = time.monotonic() + min(60.0, 0.5 * 2**failures) * random.uniform(0.5, 1.0)
             else:
@@ -223,13 +235,14 @@ class Shipper:
                 due = time.monotonic() + self._interval
 
     def _has_complete_lanes(self) -> bool:
-        return sum(lane.is_complete() for lane in lanes(self._journals)) > 0
+        return any(lane.is_complete() for lane in each_lane(self._journals))
 
 
 def main() -> int:
-    """Ship once; the command that a recorder starts."""
+    """Ship once; the command that a recorder starts. Exits with :data:`BUSY` where somebody else is doing so."""
     try:
-        ship_once(sys.argv[1])
+        if ship_once(sys.argv[1]) is None:
+            return BUSY
     except (TallymarkError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

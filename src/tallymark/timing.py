@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from tallymark.errors import BufferFull
+
 if TYPE_CHECKING:
     from tallymark.recorder import Metrics
 
@@ -51,6 +53,9 @@ class Timing:
         except (ValueError, RuntimeError) as refused:
             # The block has done its work: what it put into the metadata must not make it fail now.
             self._metrics.drop_invalid(self._name, refused)
+        except BufferFull:
+            if error is None:  # otherwise what went wrong in the block matters more
+                raise
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

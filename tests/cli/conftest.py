@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,21 +73,22 @@ def tallymark(tmp_path: Path) -> Iterator[Program]:
         process.communicate()
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Path:
-    """A store with 30 records of two series, ten of them failures."""
-    folder = tmp_path / "metrics"
+@pytest.fixture(scope="session")
+def recorded_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shop") / "metrics"
     with Metrics(folder, service="shop") as metrics:
         for number in range(20):
-            metrics.record_operation(
-                "api_request",
-                "GET /items/{id}",
-                float(number),
-                metadata={"region": "eu" if number % 2 else "us"},
-            )
+            metadata = {"region": "eu" if number % 2 else "us"}
+            metrics.record_operation("api_request", "GET /items/{id}", float(number), metadata=metadata)
         for number in range(10):
             metrics.record_operation("checkout", "pay", 5.0 + number, success=False, error_message="declined")
     return folder
+
+
+@pytest.fixture
+def shop(recorded_shop: Path, tmp_path: Path) -> Path:
+    """A store with 30 records of two series, ten of them failures."""
+    return shutil.copytree(recorded_shop, tmp_path / "metrics")
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:

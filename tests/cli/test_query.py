@@ -53,9 +53,7 @@ class TestQuery:
             *("--agg", "count,max", "--order-by", "-max"),
         )
         assert [(row["metadata.region"], row["max"]) for row in rows] == [("eu", 19.0), ("us", 18.0)]
-        (row,) = tallymark.rows(
-            "query", "--window", "1d", "--agg", "count", "--order-by", "-count", "--limit", "1"
-        )
+        (row,) = tallymark.rows("query", "--window", "1d", "--agg", "count", "--order-by", "-count", "--limit", "1")
         start = datetime.fromisoformat(row["window_start"])
         assert row["window_start"].endswith("Z")
         assert (start.hour, start.minute) == (0, 0)
@@ -113,9 +111,7 @@ class TestQuery:
 def hostile_store(tmp_path: Path) -> Path:
     folder = tmp_path / "metrics"
     with Metrics(folder, service=HOSTILE) as metrics:
-        metrics.record(
-            HOSTILE, HOSTILE, 1.0, HOSTILE, error=HOSTILE, success=False, metadata={HOSTILE: HOSTILE}
-        )
+        metrics.record(HOSTILE, HOSTILE, 1.0, HOSTILE, error=HOSTILE, success=False, metadata={HOSTILE: HOSTILE})
     return folder
 
 
@@ -128,9 +124,7 @@ class TestHostileText:
         assert line.removesuffix("\n").isprintable()
         assert json.loads(line)["name"] == HOSTILE
 
-    @pytest.mark.parametrize(
-        "options", [["query"], ["query", "--csv"], ["tail"], ["query", "--group-by", "error"]]
-    )
+    @pytest.mark.parametrize("options", [["query"], ["query", "--csv"], ["tail"], ["query", "--group-by", "error"]])
     def test_it_is_shown_and_not_obeyed(self, tallymark: Program, options: list[str]) -> None:
         text = tallymark(*options).stdout
         assert all(line.isprintable() for line in text.splitlines())

@@ -91,8 +91,7 @@ def test_follow_shows_each_record_of_several_processes_once(tallymark: Program, 
     followed = Followed(tallymark.start("tail", "-f", "-n", "3", "--json"))
     eventually(lambda: len(followed.lines) == 3)
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(shop), name])
-        for name in ("first", "second", "third")
+        subprocess.Popen([sys.executable, "-c", WRITER, str(shop), name]) for name in ("first", "second", "third")
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     eventually(lambda: len(followed.lines) >= 603)
@@ -110,9 +109,7 @@ def test_follow_shows_each_record_of_several_processes_once(tallymark: Program, 
     }
     assert len({row["id"] for row in rows}) == len(rows)
     for name in ("first", "second", "third"):
-        assert [row["value"] for row in rows if row["name"] == name] == [
-            float(number) for number in range(200)
-        ]
+        assert [row["value"] for row in rows if row["name"] == name] == [float(number) for number in range(200)]
 
 
 def test_follow_from_now(tallymark: Program, shop: Path) -> None:

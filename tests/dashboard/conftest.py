@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from tallymark import Metrics
 from tallymark.server import create_app
@@ -80,7 +89,7 @@ def store(tmp_path: Path) -> Path:
 @pytest.fixture
 def metrics(store: Path) -> Iterator[Metrics]:
     """A running recorder of the service "shop"."""
-    with Metrics(store, service="shop") as recorder:
+    with Metrics(str(store), service="shop") as recorder:
         yield recorder
 
 
@@ -103,6 +112,7 @@ def browser() -> Iterator[Browser]:
         reason = f"no browser: install one of {', '.join(BROWSERS)}"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     with sync_playwright() as playwright:
+        expect.set_options(timeout=DEADLINE_SECONDS * 1000)
         running = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
         yield running
         running.close()
@@ -119,7 +129,7 @@ class Looker:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._heard)
         self.page.on("request", self._requested)
-        self.page.on("dialog", lambda dialog: (self.errors.append("a dialog opened"), dialog.dismiss()))
+        self.page.on("dialog", self._dialog_opened)
 
     def _heard(self, message: ConsoleMessage) -> None:
         # A server that is gone shows up here by design: the page tries again.
@@ -128,6 +138,10 @@ class Looker:
 
     def _requested(self, request: Request) -> None:
         self.urls.append(request.url)
+
+    def _dialog_opened(self, dialog: Dialog) -> None:
+        self.errors.append("a dialog opened")
+        dialog.dismiss()
 
     def open(self, url: str) -> Page:
         """The page, once it has shown figures or the lack of them."""

@@ -74,9 +74,7 @@ def test_what_would_not_show_is_shown_as_its_code(page: Page) -> None:
         ([None, None, 7, None], [0, 1, 3]),
     ],
 )
-def test_gaps_are_what_is_missing_longer_than_usual(
-    page: Page, values: list[float | None], gaps: list[int]
-) -> None:
+def test_gaps_are_what_is_missing_longer_than_usual(page: Page, values: list[float | None], gaps: list[int]) -> None:
     found = page.evaluate(
         "values => import(new URL('chart.js', document.baseURI)).then(({ bridge }) =>"
         " bridge(values).flatMap((value, index) => value === null ? [index] : []))",

@@ -15,7 +15,7 @@ from tallymark import Metrics
 from tallymark.errors import StoreError
 from tallymark.reader import Reader
 from tallymark.server import stream
-from tallymark.server.overview import Figures, Span
+from tallymark.server.overview import Figures, Span, overview
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ class Overviews:
         self.most_at_once = 0
         self.failure: Exception | None = None
         self._lock = threading.Lock()
-        self._real = stream.overview
+        self._real = overview
         monkeypatch.setattr(stream, "overview", self)
 
     def __call__(self, reader: Reader, span: Span, service: str | None = None) -> Figures:
@@ -98,9 +98,7 @@ def test_a_browser_asks_whether_it_changed(client: httpx.Client, metrics: Metric
     wanted |= {"service": "shop", "metric_type": "api_request", "name": "GET /", "unit": "ms"}
     first = client.get("/api/v1/series/chart", params=wanted)
     assert first.headers["cache-control"] == "no-cache"
-    again = client.get(
-        "/api/v1/series/chart", params=wanted, headers={"If-None-Match": first.headers["etag"]}
-    )
+    again = client.get("/api/v1/series/chart", params=wanted, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
 
@@ -131,9 +129,7 @@ def test_what_is_recorded_is_pushed(client: httpx.Client, metrics: Metrics) -> N
         assert later["requests"]["now"]["count"] == 1
 
 
-def test_nothing_is_sent_when_nothing_changed(
-    client: httpx.Client, metrics: Metrics, overviews: Overviews
-) -> None:
+def test_nothing_is_sent_when_nothing_changed(client: httpx.Client, metrics: Metrics, overviews: Overviews) -> None:
     with streaming(client, since="2020-01-01T00:00Z", until="2020-01-01T00:05Z") as events:
         received = [events.next()[1]]
         computed = overviews.calls

@@ -13,7 +13,8 @@ VENDOR = DASHBOARD / "vendor"
 
 
 def test_vendored_files_are_the_ones_that_were_released() -> None:
-    listed = dict(reversed(line.split("  ")) for line in (VENDOR / "SHA256SUMS").read_text().splitlines())
+    lines = (VENDOR / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, name in (line.split() for line in lines)}
     present = {file.name for file in VENDOR.iterdir()} - {"SHA256SUMS"}
     assert set(listed) == present
     for name, digest in listed.items():

@@ -57,7 +57,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield starter
 
 
-@pytest.fixture
-def client(start: Start) -> httpx.Client:
-    """A client of a server with the usual settings."""
-    return start()
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server with the usual settings, which the tests of a module share."""
+    app = create_app(tmp_path_factory.mktemp("shared") / "store", collect_system=False)
+    with serving(Server(app)) as url, httpx.Client(base_url=url, timeout=DEADLINE_SECONDS) as client:
+        yield client

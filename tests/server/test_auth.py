@@ -1,10 +1,15 @@
 """Who comes in: this machine under its own names, or whoever holds a key."""
 
+import asyncio
+from pathlib import Path
+from typing import Any
+
 import httpx
 import pytest
 from conftest import Start
 
 from tallymark.errors import ConfigError
+from tallymark.server import create_app
 from tallymark.server.auth import check_bind, check_keys, host_name, is_loopback
 
 KEY, OTHER = "correct-horse-battery", "staple-of-another-kind"
@@ -25,9 +30,7 @@ def test_everything_else_needs_a_key(host: str) -> None:
     check_bind(host, (KEY,))
 
 
-@pytest.mark.parametrize(
-    "key", ["", "short", "with a space in it", "schlüssel-mit-umlaut", "line\nbreak-line-break"]
-)
+@pytest.mark.parametrize("key", ["", "short", "with a space in it", "schlüssel-mit-umlaut", "line\nbreak-line-break"])
 def test_keys_that_are_none(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_keys([KEY, key])
@@ -55,6 +58,19 @@ def test_rebound_names_are_not(client: httpx.Client, host: str) -> None:
     assert (answer.status_code, answer.json()["type"]) == (421, "urn:tallymark:problem:host")
     assert client.post("/api/v1/metrics/", json=METRIC, headers={"Host": host}).status_code == 421
     assert client.get("/livez", headers={"Host": host}).status_code == 200
+
+
+def test_another_runner_does_not_open_it(tmp_path: Path) -> None:
+    async def ask(server: str, **settings: Any) -> int:
+        transport = httpx.ASGITransport(create_app(tmp_path, **settings))
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{server}:7070") as client:
+            return (await client.get("/nowhere", headers={"Host": "localhost"})).status_code
+
+    assert asyncio.run(ask("127.0.0.1")) == 404
+    assert asyncio.run(ask("192.168.1.5")) == 403
+    assert asyncio.run(ask("192.168.1.5", keys=[KEY])) == 401
+    # Whoever says so has something else in front.
+    assert asyncio.run(ask("192.168.1.5", allowed_hosts=["*"])) == 404
 
 
 def test_names_can_be_allowed(start: Start) -> None:
@@ -92,7 +108,7 @@ def test_the_own_page_and_programs_may_write(client: httpx.Client) -> None:
 )
 def test_without_the_key_nothing_is_told(start: Start, header: str | None) -> None:
     client = start(keys=[KEY, OTHER])
-    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    headers = {} if header is None else {b"Authorization": header.encode("latin-1")}
     for path in (INFO, "/nowhere", "/openapi.json", "/api/v1/stream"):
         answer = client.get(path, headers=headers)
         assert answer.status_code == 401
@@ -131,10 +147,7 @@ def test_a_browser_logs_in(start: Start) -> None:
     assert KEY not in cookie
     assert client.get(INFO).status_code == 200
     assert client.post("/login", content=b"key=" + b"x" * 5000).status_code == 413
-    assert (
-        client.post("/login", data={"key": KEY}, headers={"Origin": "https://evil.example"}).status_code
-        == 403
-    )
+    assert client.post("/login", data={"key": KEY}, headers={"Origin": "https://evil.example"}).status_code == 403
 
 
 def test_a_cookie_that_is_none(start: Start) -> None:
@@ -147,7 +160,7 @@ def test_a_cookie_that_is_none(start: Start) -> None:
         '"',
         "\xff",
     ):
-        assert client.get(INFO, headers={"Cookie": cookie.encode("latin-1")}).status_code == 401
+        assert client.get(INFO, headers={b"Cookie": cookie.encode("latin-1")}).status_code == 401
 
 
 def test_without_keys_there_is_no_login(client: httpx.Client) -> None:

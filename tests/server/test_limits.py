@@ -20,9 +20,7 @@ JSON = {"Content-Type": "application/json"}
 
 def conversation(client: httpx.Client, *pieces: bytes) -> bytes:
     """What the server answers to these bytes, until it closes the connection."""
-    with socket.create_connection(
-        (client.base_url.host, client.base_url.port or 80), timeout=20
-    ) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20) as connection:
         for piece in pieces:
             connection.sendall(piece)
         answer = b""
@@ -33,9 +31,7 @@ def conversation(client: httpx.Client, *pieces: bytes) -> bytes:
 
 def head(client: httpx.Client, *lines: str) -> bytes:
     host = f"Host: localhost:{client.base_url.port}"
-    return "\r\n".join(
-        [f"POST {BATCH} HTTP/1.1", host, "Content-Type: application/json", *lines, "", ""]
-    ).encode()
+    return "\r\n".join([f"POST {BATCH} HTTP/1.1", host, "Content-Type: application/json", *lines, "", ""]).encode()
 
 
 def test_a_length_above_the_bound_is_refused_unread(start: Start) -> None:
@@ -81,15 +77,12 @@ def test_gzip(client: httpx.Client, packed: bytes) -> None:
     assert client.post(BATCH, content=packed, headers=GZIP).json()["count"] == 1
     one_by_one = iter([packed[i : i + 1] for i in range(len(packed))])
     assert client.post(BATCH, content=one_by_one, headers=GZIP).json()["count"] == 1
-    assert (
-        client.post(BATCH, content=packed, headers={**GZIP, "Content-Encoding": "X-GZip"}).status_code == 201
-    )
+    assert client.post(BATCH, content=packed, headers={**GZIP, "Content-Encoding": "X-GZip"}).status_code == 201
 
 
 def test_a_large_gzip_body(client: httpx.Client) -> None:
     metrics: list[dict[str, Any]] = [
-        {"metric_type": "t", "name": f"name-{i % 50}", "value": i / 7, "metadata": {"job": i}}
-        for i in range(10_000)
+        {"metric_type": "t", "name": f"name-{i % 50}", "value": i / 7, "metadata": {"job": i}} for i in range(10_000)
     ]
     packed = gzip.compress(json.dumps({"metrics": metrics}).encode())
     assert client.post(BATCH, content=packed, headers=GZIP).json()["count"] == 10_000

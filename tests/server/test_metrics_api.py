@@ -2,14 +2,18 @@
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from conftest import Start, wait_until
+
+from tallymark.recorder import Metrics
 
 BASE = "/api/v1/metrics/"
 
-TYPE = {"metric_type": "processing_time"}
+TYPE = {"metric_type": ""}
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -23,12 +27,18 @@ HOSTILE = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def own_type() -> None:
+    """The tests share a store; each has a metric type of its own in it."""
+    TYPE["metric_type"] = f"type-{uuid.uuid4()}"
+
+
 def metric(**changes: Any) -> dict[str, Any]:
-    return {"metric_type": "processing_time", "name": "download_time", "value": 12.5, "unit": "ms", **changes}
+    return {**TYPE, "name": "download_time", "value": 12.5, "unit": "ms", **changes}
 
 
 def listed(client: httpx.Client, **params: Any) -> list[dict[str, Any]]:
-    """What was sent here; the server's own requests are metrics too."""
+    """What was sent in this test."""
     answer = client.get(BASE, params={**TYPE, "limit": 1000, **params})
     found: list[dict[str, Any]] = answer.json()["metrics"]
     return found
@@ -59,14 +69,12 @@ def test_a_stored_metric_is_found_at_once(client: httpx.Client) -> None:
 def test_defaults(client: httpx.Client) -> None:
     stored = client.post(BASE, json={"metric_type": "queue_metrics", "name": "depth", "value": 3}).json()
     assert (stored["unit"], stored["service"], stored["metadata"]) == ("1", "tallymark", {})
-    assert [stored[key] for key in ("success", "error", "trace_id", "session_id", "description")] == [
-        None
-    ] * 5
+    assert [stored[key] for key in ("success", "error", "trace_id", "session_id", "description")] == [None] * 5
 
 
 def test_the_slash_at_the_end_may_be_left_out(client: httpx.Client) -> None:
     assert client.post(BASE[:-1], json=metric()).status_code == 201
-    assert len(client.get(BASE[:-1], params={"name": "download_time"}).json()["metrics"]) == 1
+    assert len(client.get(BASE[:-1], params=TYPE).json()["metrics"]) == 1
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -110,9 +118,7 @@ def test_a_batch_is_stored_in_order(client: httpx.Client) -> None:
     assert answer.json()["count"] == 250
     ids = answer.json()["ids"]
     assert len(set(ids)) == 250
-    assert {one["id"]: one["value"] for one in listed(client)} == dict(
-        zip(ids, map(float, range(250)), strict=True)
-    )
+    assert {one["id"]: one["value"] for one in listed(client)} == dict(zip(ids, map(float, range(250)), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -156,9 +162,9 @@ def test_filters_and_order(client: httpx.Client) -> None:
     assert values(metric_type="other") == []
     # A plus sign that was not escaped arrives as a space.
     assert (
-        client.get(f"{BASE}?metric_type=processing_time&end_time=2025-10-24T09:02:00+02:00").json()[
-            "metrics"
-        ][0]["value"]
+        client.get(f"{BASE}?metric_type={TYPE['metric_type']}&end_time=2025-10-24T09:02:00+02:00").json()["metrics"][0][
+            "value"
+        ]
         == 1
     )
 
@@ -203,9 +209,9 @@ def test_time_window_aggregates(client: httpx.Client) -> None:
     last = page["windows"][-1]
     assert (last["avg"], last["min"], last["max"]) == (50.5, 1, 100)
     assert (last["p50"], last["p95"], last["p99"]) == pytest.approx((50.5, 95.05, 99.01))
-    assert (last["service"], last["metric_type"], last["unit"]) == ("tallymark", "processing_time", "ms")
+    assert (last["service"], last["metric_type"], last["unit"]) == ("tallymark", TYPE["metric_type"], "ms")
     assert client.get(BASE, params={**TYPE, "time_window": "5m", "limit": 2}).json()["truncated"]
-    assert client.get(BASE, params={"time_window": "5m", "name": "upload_time"}).json()["samples"] == 1
+    assert client.get(BASE, params={**TYPE, "time_window": "5m", "name": "upload_time"}).json()["samples"] == 1
 
 
 @pytest.mark.parametrize(
@@ -238,16 +244,18 @@ def test_system_status_stores_nothing(client: httpx.Client) -> None:
     assert status["disk_total_gb"] > 0
     assert 0 <= status["cpu_percent"] <= 100
     assert status["process"]["memory_mb"] > 0
-    assert client.get(BASE, params={"metric_type": "system"}).json()["metrics"] == []
+    shown = {"metric_type": "process", "service": "tallymark", "start_time": status["timestamp"]}
+    assert client.get(BASE, params=shown).json()["metrics"] == []
 
 
 def test_collect_stores_the_system(client: httpx.Client) -> None:
-    answer = client.post(f"{BASE}collect", params={"service_name": "backend"})
+    service = str(uuid.uuid4())
+    answer = client.post(f"{BASE}collect", params={"service_name": service})
     assert answer.status_code == 201
     collected = answer.json()
     assert collected["count"] == len(collected["metrics"])
     assert {"cpu_percent", "memory_percent", "disk_percent"} <= {one["name"] for one in collected["metrics"]}
-    listed = client.get(BASE, params={"service": "backend", "limit": 1000}).json()["metrics"]
+    listed = client.get(BASE, params={"service": service, "limit": 1000}).json()["metrics"]
     assert sorted(listed, key=lambda one: str(one["id"])) == sorted(
         collected["metrics"], key=lambda one: str(one["id"])
     )
@@ -256,16 +264,14 @@ def test_collect_stores_the_system(client: httpx.Client) -> None:
 
 def test_query(client: httpx.Client) -> None:
     bodies = [
-        metric(
-            value=i, service=f"s{i % 2}", success=i % 4 != 0, metadata={"region": "eu" if i < 60 else "us"}
-        )
+        metric(value=i, service=f"s{i % 2}", success=i % 4 != 0, metadata={"region": "eu" if i < 60 else "us"})
         for i in range(100)
     ]
     client.post(f"{BASE}batch", json={"metrics": bodies})
     answer = client.get(
         "/api/v1/query",
         params={
-            "where": ["metric_type=processing_time", "metadata.region=eu"],
+            "where": [f"metric_type={TYPE['metric_type']}", "metadata.region=eu"],
             "group_by": ["service"],
             "agg": ["count", "avg", "success_rate", "p50"],
             "order_by": "-service",
@@ -284,7 +290,7 @@ def test_query(client: httpx.Client) -> None:
 
 def test_a_query_says_that_it_was_cut(client: httpx.Client) -> None:
     client.post(f"{BASE}batch", json={"metrics": [metric(name=f"n{i}") for i in range(5)]})
-    params: dict[str, Any] = {"where": "metric_type=processing_time", "group_by": "name", "limit": 3}
+    params: dict[str, Any] = {"where": f"metric_type={TYPE['metric_type']}", "group_by": "name", "limit": 3}
     answer = client.get("/api/v1/query", params=params).json()
     assert (answer["rows"], answer["truncated"]) == (3, True)
     answer = client.get("/api/v1/query", params={**params, "limit": 5}).json()
@@ -293,7 +299,8 @@ def test_a_query_says_that_it_was_cut(client: httpx.Client) -> None:
 
 def test_numbers_that_json_has_not_are_null(client: httpx.Client) -> None:
     client.post(f"{BASE}batch", json={"metrics": [metric(value=1.7e308)] * 3})
-    params = {"where": "metric_type=processing_time", "agg": ["sum", "avg", "error_rate", "p50"]}
+    where = f"metric_type={TYPE['metric_type']}"
+    params = {"where": where, "agg": ["sum", "avg", "error_rate", "p50"]}
     answer = client.get("/api/v1/query", params=params)
     assert answer.json()["columns"]["error_rate"] == [None]
     assert "Infinity" not in answer.text
@@ -303,7 +310,7 @@ def test_numbers_that_json_has_not_are_null(client: httpx.Client) -> None:
 def test_series_and_info(client: httpx.Client) -> None:
     client.post(f"{BASE}batch", json={"metrics": [metric(value=i) for i in range(3)]})
     columns = client.get("/api/v1/series").json()["columns"]
-    row = columns["name"].index("download_time")
+    row = columns["metric_type"].index(TYPE["metric_type"])
     assert (columns["count"][row], columns["last"][row], columns["unit"][row]) == (3, 2, "ms")
     assert datetime.fromisoformat(columns["last_timestamp"][row]).tzinfo
     info = client.get("/api/v1/info").json()
@@ -311,7 +318,32 @@ def test_series_and_info(client: httpx.Client) -> None:
     assert info["recorded"] >= 3
 
 
-def test_an_empty_store(client: httpx.Client) -> None:
+def test_the_journal_is_brought_into_the_store(start: Start) -> None:
+    client = start()
+    client.post(BASE, json=metric())
+    wait_until(lambda: client.get("/api/v1/info").json()["stored"] > 0)
+    assert len(listed(client)) == 1
+
+
+def test_what_the_journal_has_no_room_for(start: Start, tmp_path: Path) -> None:
+    with Metrics(tmp_path / "store", max_queue_size=1, on_full="raise") as metrics:
+        client = start(recorder=metrics)
+        answers = [client.post(f"{BASE}batch", json={"metrics": [metric()] * 10_000}) for _ in range(2)]
+    refused = next(answer for answer in answers if answer.status_code != 201)
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:tallymark:problem:full")
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_a_recorder_that_its_owner_stopped(start: Start, tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "store")
+    client = start(recorder=metrics)
+    answer = client.post(BASE, json=metric())
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:tallymark:problem:stopped")
+    assert client.get(BASE).json()["metrics"] == []
+
+
+def test_an_empty_store(start: Start) -> None:
+    client = start()
     assert client.get(BASE).json() == {"metrics": [], "cursor": None}
     assert client.get(BASE, params={"metric_type": "x", "time_window": "5m"}).json()["windows"] == []
     assert client.get("/api/v1/query", params={"where": "name=x", "group_by": "name"}).json()["rows"] == 0

@@ -1,5 +1,6 @@
 """Every error is a problem (RFC 9457), and none tells what was sent or how the server is made."""
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,7 @@ def test_queries_are_not_echoed(client: httpx.Client, params: dict[str, str]) ->
     assert "hunter2" not in answer.text
 
 
-def test_unexpected_errors_tell_nothing(
-    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unexpected_errors_tell_nothing(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     app = create_app(tmp_path / "store", collect_system=False)
 
     @app.get("/broken")
@@ -202,9 +201,7 @@ def test_unexpected_errors_tell_nothing(
     answer = client.get("/store")
     assert problem(answer, 503)["type"] == "urn:tallymark:problem:store"
     assert "hunter2" not in answer.text
-    assert problem(client.get("/bad"), 422)["errors"] == [
-        {"field": "query.limit", "rule": "must be at least 1"}
-    ]
+    assert problem(client.get("/bad"), 422)["errors"] == [{"field": "query.limit", "rule": "must be at least 1"}]
 
 
 def test_an_application_that_was_not_started_says_so(tmp_path: Path) -> None:
@@ -214,8 +211,6 @@ def test_an_application_that_was_not_started_says_so(tmp_path: Path) -> None:
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get(BASE)
-
-    import asyncio
 
     assert "mount" in problem(asyncio.run(ask()), 503)["detail"]
 

@@ -1,5 +1,6 @@
 """The server as a whole: starts, stays awake, ends; alone and inside another application."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from fastapi import FastAPI
 import tallymark
 from tallymark.errors import ConfigError, StoreError
 from tallymark.recorder import Metrics
-from tallymark.server import create_app, mount
+from tallymark.server import context, create_app, mount, upkeep
 from tallymark.server.serve import listen, run, url_of
 
 BASE = "/api/v1/metrics/"
@@ -65,7 +66,7 @@ def test_ctrl_c_ends_it_with_streams_and_connections_open(tmp_path: Path) -> Non
                     pass  # the stream ends as streams end, without an error
         assert (process.returncode, output) == (0, "ended\n")
         assert "Traceback" not in errors
-    with tallymark.open(tmp_path / "store") as reader:
+    with tallymark.open(str(tmp_path / "store")) as reader:
         assert reader.info().recorded >= 1
         assert len(reader.records(metric_type="t").records) == 1
 
@@ -103,9 +104,7 @@ def test_health(client: httpx.Client) -> None:
         assert client.head(path).status_code == 200
 
 
-def test_a_store_that_fails_is_not_ready(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_fails_is_not_ready(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(tmp_path / "store", collect_system=False)
     client = start(app)
 
@@ -120,9 +119,7 @@ def test_a_store_that_fails_is_not_ready(
     assert client.get("/livez").status_code == 200
 
 
-def test_a_slow_store_holds_up_nobody_else(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_store_holds_up_nobody_else(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(tmp_path / "store", collect_system=False)
     client = start(app)
     release, begun = threading.Event(), threading.Semaphore(0)
@@ -132,21 +129,49 @@ def test_a_slow_store_holds_up_nobody_else(
         release.wait(DEADLINE_SECONDS)
 
     monkeypatch.setattr(app.state.reader, "get", get)
+    monkeypatch.setattr(context, "QUERIES_WAITING", 2)
     path = f"{BASE}00000000-0000-0000-0000-000000000000"
-    threads = [threading.Thread(target=client.get, args=(path,)) for _ in range(10)]
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda: answers.append(client.get(path).status_code)) for _ in range(10)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(4):
             assert begun.acquire(timeout=DEADLINE_SECONDS)
+        # Four are at work, two may wait, the others are turned away at once.
+        wait_until(lambda: answers == [503] * 4)
         assert client.get("/livez", timeout=2).status_code == 200
         assert client.get("/readyz", timeout=10).status_code == 200
-        # A bounded number at once.
         assert not begun.acquire(blocking=False)
     finally:
         release.set()
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
+    assert sorted(answers) == [404] * 6 + [503] * 4
+
+
+def test_the_dashboard_and_its_files(client: httpx.Client) -> None:
+    index = client.get("/")
+    assert index.headers["content-type"].startswith("text/html")
+    files = re.findall(r'(?:src|href)="([^"#]+)"', index.text)
+    assert len(files) > 2
+    for file in files:
+        asset = client.get(f"/{file}")
+        assert asset.status_code == 200, file
+        assert asset.headers["cache-control"] == "no-cache"
+        unchanged = client.get(f"/{file}", headers={"If-None-Match": asset.headers["etag"]})
+        assert unchanged.status_code == 304
+    assert client.get("/vendor/../../app.py").status_code == 404
+    assert client.get("/%2e%2e/app.py").status_code == 404
+
+
+def test_upkeep(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "EVERY_SECONDS", 0.01)
+    client = start()
+    client.post(BASE, json=METRIC)
+    # Where the lake notes that it has looked at the clock, before it decides what is too old.
+    wait_until((tmp_path / "store" / "clock.json").exists)
 
 
 def test_the_server_records_its_own_requests(client: httpx.Client) -> None:
@@ -200,9 +225,7 @@ def test_inside_another_application(tmp_path: Path) -> None:
             assert answer.json()["service"] == "shop"
             assert answer.headers["location"].startswith("/internal/metrics/api/v1/metrics/")
             assert client.get(answer.headers["location"]).json() == answer.json()
-            assert (
-                client.get("/internal/metrics/nowhere").headers["content-type"] == "application/problem+json"
-            )
+            assert client.get("/internal/metrics/nowhere").headers["content-type"] == "application/problem+json"
             servers = client.get("/internal/metrics/openapi.json").json()["servers"]
             assert servers == [{"url": "/internal/metrics"}]
         assert metrics.get_stats().is_running

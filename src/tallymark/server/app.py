@@ -113,6 +113,9 @@ def mount(app: FastAPI, server: FastAPI, path: str = "/tallymark") -> None:
         server = create_app("./metrics", recorder=metrics, allowed_hosts=["*"])
         mount(app, server, "/internal/metrics")
 
+    While a dashboard is open, its stream holds up the end of that application: run uvicorn with a
+    ``timeout_graceful_shutdown``.
+
     Args:
         app: the application.
         server: what :func:`create_app` made.

@@ -76,9 +76,7 @@ class Guard:
             own without keys, and any with keys (a page under another name has no key to send).
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: Sequence[str] = (), allowed_hosts: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str] = (), allowed_hosts: Sequence[str] | None = None) -> None:
         self.app = app
         self.keys = check_keys(keys)
         self.local_only = not keys and allowed_hosts is None
@@ -120,9 +118,7 @@ class Guard:
         elif matches(_cookie(headers), [session_of(key) for key in self.keys]):
             return
         elif scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-            raise ProblemError(
-                303, "Log in first.", headers={"Location": scope.get("root_path", "") + LOGIN_PATH}
-            )
+            raise ProblemError(303, "Log in first.", headers={"Location": scope.get("root_path", "") + LOGIN_PATH})
         raise ProblemError(
             401,
             "An access key is needed: send it as “Authorization: Bearer …”.",

@@ -21,7 +21,7 @@ QUERIES_WAITING: Final = 64
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Context:
     """What a started server works with."""
 
@@ -30,6 +30,7 @@ class Context:
     system: SystemCollector
     queries: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(QUERIES_AT_ONCE))
     checks: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    asked: int = 0  # queries that are at work or wait
 
     async def read(self, query: Callable[[], Result]) -> Result:
         """What the query returns, run in a thread.
@@ -37,12 +38,14 @@ class Context:
         Raises:
             ProblemError: too many are waiting already.
         """
-        if self.queries.statistics().tasks_waiting >= QUERIES_WAITING:
-            raise ProblemError(
-                503, "Too many queries are waiting.", kind="busy", headers={"Retry-After": "1"}
-            )
-        # Left behind when the request is cancelled: a slow query must not hold up the end of the server.
-        return await to_thread.run_sync(query, limiter=self.queries, abandon_on_cancel=True)
+        if self.asked >= QUERIES_AT_ONCE + QUERIES_WAITING:
+            raise ProblemError(503, "Too many queries are waiting.", kind="busy", headers={"Retry-After": "1"})
+        self.asked += 1
+        try:
+            # Left behind when the request is cancelled: a slow query must not hold up the end of the server.
+            return await to_thread.run_sync(query, limiter=self.queries, abandon_on_cancel=True)
+        finally:
+            self.asked -= 1
 
 
 async def _context(request: Request) -> Context:

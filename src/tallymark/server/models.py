@@ -50,9 +50,7 @@ class MetricIn(BaseModel):
     name: Name
     value: Annotated[float, Field(allow_inf_nan=False)]
     unit: Name = Field(default="1", description="UCUM spelling: `ms`, `s`, `By`, `%`, `1`")
-    metadata: dict[str, Any] = Field(
-        default={}, description="JSON; keys that name a person or a secret are refused"
-    )
+    metadata: dict[str, Any] = Field(default={}, description="JSON; keys that name a person or a secret are refused")
     service: Name | None = Field(default=None, description="who measured; by default this server")
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_LENGTH)] | None = None
     timestamp: str | None = Field(

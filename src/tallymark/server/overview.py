@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tallymark.query import Query
+from tallymark.query import Filter, Query
 from tallymark.reader import Reader
 
 SECOND = 1_000_000_000
@@ -49,6 +49,7 @@ REQUESTS = "api_request"
 LATENCY = ("p50", "p95", "p99")
 
 Figures = dict[str, Any]
+Filters = tuple[Filter, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ def nice_window(duration: int, points: int = MAX_POINTS) -> int:
 
 
 def overview(reader: Reader, span: Span, service: str | None = None) -> Figures:
-    """Everything on the page but single metrics.
+    """Everything on the page but single metrics, of one service or of all of them.
+
+    Requests and operations of all are those of the applications. The server's own are left out as long as
+    there are others: looking should not change what is seen.
 
     Raises:
         QueryError, StoreError: as the reader does.
@@ -121,14 +125,17 @@ def overview(reader: Reader, span: Span, service: str | None = None) -> Figures:
     info = reader.info()
     series = reader.series(since=span.start, until=span.end).rows()
     services = sorted({row["service"] for row in series})
+    applications = [each for each in services if each != SERVER]
+    chosen = _chosen(service)
+    theirs = chosen or ((Filter("service", "!=", SERVER),) if applications else ())
     return {
         "range": span.figures(),
         "t": span.times(),
         "services": services,
-        "applications": [service for service in services if service != SERVER],
-        "requests": _requests(reader, span, service),
-        "system": _system(reader, span, service),
-        "operations": _operations(reader, span, service),
+        "applications": applications,
+        "requests": _requests(reader, span, theirs),
+        "system": _system(reader, span, chosen),
+        "operations": _operations(reader, span, theirs),
         "series": _columns(
             (
                 row | {"last_timestamp": row["last_timestamp"].timestamp()}
@@ -157,12 +164,13 @@ def _place(url: str) -> str:
 
 def chart(reader: Reader, span: Span, *, service: str, metric_type: str, name: str, unit: str) -> Figures:
     """One series over time, and over the whole range under ``total``."""
-    wanted = {"service": service, "metric_type": metric_type, "name": name, "unit": unit}
+    series = {"service": service, "metric_type": metric_type, "name": name, "unit": unit}
+    filters = tuple(Filter(field, "=", value) for field, value in series.items())
     aggregates = ("count", "avg", "min", "max", "sum", "last", "error_rate", *LATENCY)
-    windows = _windows(reader, span, aggregates, **wanted)
+    windows = _windows(reader, span, aggregates, filters)
     return {
         "range": span.figures(),
-        "total": _total(reader, span, aggregates, **wanted),
+        "total": _total(reader, span, aggregates, filters),
         "t": span.times(),
         "rate": _rates(span, windows.get("count", [])),
         **windows,
@@ -171,10 +179,15 @@ def chart(reader: Reader, span: Span, *, service: str, metric_type: str, name: s
 
 def sparklines(reader: Reader, span: Span, names: Sequence[str], service: str | None = None) -> Figures:
     """The averages of every series that has one of these names."""
-    where = _where(service, name=list(names))
     group = ("service", "metric_type", "name", "unit")
     answer = reader.query(
-        since=span.start, until=span.end, window=_duration(span), group_by=group, agg=("avg",), **where
+        since=span.start,
+        until=span.end,
+        window=_duration(span),
+        where=_chosen(service),
+        name=list(names),
+        group_by=group,
+        agg=("avg",),
     )
     found: dict[tuple[str, ...], list[float | None]] = {}
     length = len(span.times())
@@ -187,10 +200,10 @@ def sparklines(reader: Reader, span: Span, names: Sequence[str], service: str | 
     }
 
 
-def _requests(reader: Reader, span: Span, service: str | None) -> Figures:
-    where = _where(service, metric_type=REQUESTS)
+def _requests(reader: Reader, span: Span, filters: Filters) -> Figures:
+    filters = (*filters, Filter("metric_type", "=", REQUESTS))
     aggregates = ("count", "error_rate", *LATENCY)
-    windows = _windows(reader, span, aggregates, **where)
+    windows = _windows(reader, span, aggregates, filters)
     rate = _rates(span, windows["count"])
     failing = [
         None if each is None else each * (percent or 0.0) / 100
@@ -199,28 +212,28 @@ def _requests(reader: Reader, span: Span, service: str | None) -> Figures:
     recent = None
     if span.live:
         start = span.now - NOW_SECONDS * SECOND
-        recent = _total(reader, Span(start, span.end, span.window, span.now), aggregates, **where)
+        recent = _total(reader, Span(start, span.end, span.window, span.now), aggregates, filters)
     return {
         "rate": rate,
         "failing": failing,
         **windows,
-        "total": _total(reader, span, aggregates, **where),
+        "total": _total(reader, span, aggregates, filters),
         "now": recent,
     }
 
 
-def _operations(reader: Reader, span: Span, service: str | None) -> Figures:
+def _operations(reader: Reader, span: Span, filters: Filters) -> Figures:
     fields = ("service", "metric_type", "name")
     aggregates = ("count", "sum", "avg", "error_rate", *LATENCY)
     answer = reader.query(
         since=span.start,
         until=span.end,
-        where=("success!=null",),
+        where=(*filters, Filter("success", "!=", None)),
+        unit="ms",
         group_by=fields,
         agg=aggregates,
         order_by=("-sum",),
         limit=MAX_OPERATIONS,
-        **_where(service, unit="ms"),
     )
     rows = (row | {"rate": row["count"] / span.seconds} for row in answer.rows())
     return _columns(rows, (*fields, *aggregates, "rate"))
@@ -232,7 +245,7 @@ _DELTAS = ("disk_read_mb", "disk_write_mb", "network_sent_mb", "network_received
 _MEBIBYTE = 1 << 20
 
 
-def _system(reader: Reader, span: Span, service: str | None) -> Figures:
+def _system(reader: Reader, span: Span, filters: Filters) -> Figures:
     """The machine: gauges in percent, traffic in bytes per second.
 
     Where several services watch a machine, their average is shown: they all see the same machine.
@@ -243,7 +256,9 @@ def _system(reader: Reader, span: Span, service: str | None) -> Figures:
         window=_duration(span),
         group_by=("service", "name"),
         agg=("count", "avg", "last"),
-        **_where(service, metric_type="system", name=[*_GAUGES, *_LAST, *_DELTAS]),
+        where=filters,
+        metric_type="system",
+        name=[*_GAUGES, *_LAST, *_DELTAS],
     )
     length = len(span.times())
     counts: dict[tuple[str, str], list[int | None]] = {}
@@ -260,9 +275,7 @@ def _system(reader: Reader, span: Span, service: str | None) -> Figures:
         if key[0] in _DELTAS:
             averages[key] = _per_second(values, counts[key], span.window / SECOND, _MEBIBYTE)
     names = (*_GAUGES, *_DELTAS)
-    means = {
-        name: _mean([values for key, values in averages.items() if key[0] == name], length) for name in names
-    }
+    means = {name: _mean([values for key, values in averages.items() if key[0] == name], length) for name in names}
     return {**means, "last": last}
 
 
@@ -294,8 +307,8 @@ def _mean(columns: Sequence[Sequence[float | None]], length: int) -> list[float 
     return [sum(values) / len(values) if values else None for values in present]
 
 
-def _windows(reader: Reader, span: Span, aggregates: Sequence[str], **where: Any) -> dict[str, list[Any]]:
-    answer = reader.query(since=span.start, until=span.end, window=_duration(span), agg=aggregates, **where)
+def _windows(reader: Reader, span: Span, aggregates: Sequence[str], filters: Filters) -> dict[str, list[Any]]:
+    answer = reader.query(since=span.start, until=span.end, window=_duration(span), where=filters, agg=aggregates)
     length = len(span.times())
     columns: dict[str, list[Any]] = {name: [None] * length for name in aggregates}
     for row in answer.rows():
@@ -305,9 +318,9 @@ def _windows(reader: Reader, span: Span, aggregates: Sequence[str], **where: Any
     return columns
 
 
-def _total(reader: Reader, span: Span, aggregates: Sequence[str], **where: Any) -> Figures | None:
+def _total(reader: Reader, span: Span, aggregates: Sequence[str], filters: Filters) -> Figures | None:
     """The aggregates over the whole span and the rate; ``None`` where nothing was recorded."""
-    rows = reader.query(since=span.start, until=span.end, agg=aggregates, **where).rows()
+    rows = reader.query(since=span.start, until=span.end, where=filters, agg=aggregates).rows()
     if not rows or not rows[0]["count"]:
         return None
     figures = {name: rows[0][name] for name in aggregates}
@@ -325,8 +338,8 @@ def _rates(span: Span, counts: Sequence[int | None]) -> list[float | None]:
     return rates
 
 
-def _where(service: str | None, **where: Any) -> dict[str, Any]:
-    return where if service is None else where | {"service": service}
+def _chosen(service: str | None) -> Filters:
+    return () if service is None else (Filter("service", "=", service),)
 
 
 def _duration(span: Span) -> str:

@@ -25,7 +25,7 @@ DOCS_STYLE: Final = (
 
 
 def page(title: str, style: str, body: str, status: int = 200) -> Response:
-    """A page. Its style is allowed by the hash of it; ``body`` is markup in which texts are escaped already."""
+    """A page. Its style is allowed by its hash; ``body`` is markup in which texts are escaped already."""
     style = _BASE_STYLE + style
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
     content = (

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match
 
-from tallymark.errors import BufferFull, QueryError, StoreError
+from tallymark.errors import QueryError, StoreError
 from tallymark.server.headers import SECURITY_HEADERS
 
 MEDIA_TYPE = "application/problem+json"
@@ -97,17 +97,6 @@ def invalid(errors: Sequence[tuple[str, str]]) -> ProblemError:
     )
 
 
-def full(stored: str) -> ProblemError:
-    """503 because records arrive faster than they are stored."""
-    return ProblemError(
-        503,
-        f"Records arrive faster than they can be stored. {stored} Send the rest later.",
-        kind="full",
-        title="The journal is full",
-        headers={"Retry-After": "1"},
-    )
-
-
 def problem_response(
     status: int,
     detail: str,
@@ -155,7 +144,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(QueryError, _query_problem)
     app.add_exception_handler(StoreError, _store_problem)
-    app.add_exception_handler(BufferFull, _full_problem)
     app.add_exception_handler(Exception, _unexpected_problem)
 
 
@@ -208,10 +196,6 @@ async def _store_problem(request: Request, error: Exception) -> Response:
         title="The store is not available",
         headers={"Retry-After": "5"},
     )
-
-
-async def _full_problem(request: Request, error: Exception) -> Response:
-    return full("It was not stored.").response()
 
 
 async def _unexpected_problem(request: Request, error: Exception) -> Response:

@@ -88,22 +88,16 @@ async def list_metrics(
     return await context.read(page if time_window is None else windows)
 
 
-@metrics.get(
-    "/{metric_id:uuid}", response_model=Metric, responses=documented(404, 503), summary="One metric by its id"
-)
+@metrics.get("/{metric_id:uuid}", response_model=Metric, responses=documented(404, 503), summary="One metric by its id")
 async def get_metric(metric_id: UUID, context: InContext) -> Response:
     """One metric."""
     record = await context.read(lambda: context.reader.get(metric_id))
     if record is None:
-        raise ProblemError(
-            404, "There is no metric with this id; it may have been forgotten.", kind="no-metric"
-        )
+        raise ProblemError(404, "There is no metric with this id; it may have been forgotten.", kind="no-metric")
     return json_response(metric_json(record))
 
 
-@queries.get(
-    "/query", response_model=Columns, responses=documented(422, 503), summary="Aggregate by window and group"
-)
+@queries.get("/query", response_model=Columns, responses=documented(422, 503), summary="Aggregate by window and group")
 async def query(
     context: InContext,
     since: Time = "now-1h",
@@ -115,9 +109,7 @@ async def query(
             examples=[["metric_type=api_request", "metadata.region=eu"]],
         ),
     ] = None,
-    window: Annotated[
-        str | None, Query(description="`5m`, `1h`; none: the whole range", examples=["5m"])
-    ] = None,
+    window: Annotated[str | None, Query(description="`5m`, `1h`; none: the whole range", examples=["5m"])] = None,
     group_by: Annotated[
         list[str] | None, Query(description="columns, or `metadata.key`", examples=[["service", "name"]])
     ] = None,
@@ -149,9 +141,7 @@ async def query(
     return await context.read(answer)
 
 
-@queries.get(
-    "/series", response_model=Columns, responses=documented(422, 503), summary="Every series there is"
-)
+@queries.get("/series", response_model=Columns, responses=documented(422, 503), summary="Every series there is")
 async def series(
     context: InContext,
     since: Time = None,
@@ -161,7 +151,8 @@ async def series(
     """Each with its number of records, its last value and when that was."""
 
     def answer() -> Response:
-        return json_response(_columns(context.reader.series(since=_time(since), until=_time(until)), limit))
+        found = context.reader.series(since=_time(since), until=_time(until), limit=limit + 1)
+        return json_response(_columns(found, limit))
 
     return await context.read(answer)
 

@@ -143,9 +143,7 @@ class Hub:
         """What ``compute`` returns, computed in a thread, once for all who ask for ``key`` meanwhile."""
         task: asyncio.Task[Result] | None = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(
-                to_thread.run_sync(compute, limiter=self._limiter, abandon_on_cancel=True)
-            )
+            task = asyncio.create_task(to_thread.run_sync(compute, limiter=self._limiter, abandon_on_cancel=True))
             self._running[key] = task
             task.add_done_callback(partial(self._finished, key))
         # Who asked first may hang up; the others still wait.
@@ -225,9 +223,7 @@ async def get_sparklines(
 ) -> Response:
     """About forty averages for every series that has one of the names."""
     key = ("sparklines", since, until, service, *name)
-    return _validated(
-        request, await hub.once(key, partial(_sparklines, hub.reader, since, until, service, name))
-    )
+    return _validated(request, await hub.once(key, partial(_sparklines, hub.reader, since, until, service, name)))
 
 
 @router.get("/stream", response_class=EventSourceResponse, summary="Live snapshots as server-sent events")
@@ -256,9 +252,7 @@ def _chart(reader: Reader, since: str, until: str | None, series: dict[str, str]
     return _json(chart(reader, Span.build(since, until, _now()), **series))
 
 
-def _sparklines(
-    reader: Reader, since: str, until: str | None, service: str | None, names: list[str]
-) -> bytes:
+def _sparklines(reader: Reader, since: str, until: str | None, service: str | None, names: list[str]) -> bytes:
     return _json(sparklines(reader, Span.build(since, until, _now(), SPARK_POINTS), names, service))
 
 

@@ -10,8 +10,8 @@ from tallymark.collectors.system import UNITS
 from tallymark.model import MAX_NAME_LENGTH, Record, check_text
 from tallymark.server.context import Context, InContext
 from tallymark.server.models import Collected, SystemStatus, format_timestamp, json_response, metric_json
-from tallymark.server.problems import documented, full, invalid
-from tallymark.trace import current_trace_id
+from tallymark.server.problems import documented, invalid
+from tallymark.server.writes import NO_ID, ingest
 
 router = APIRouter(prefix="/api/v1/metrics", tags=["system"])
 
@@ -44,9 +44,7 @@ async def collect(
 ) -> Response:
     """The same values as the system's status, one metric each, all with one timestamp."""
     try:
-        service = (
-            context.metrics.service if service_name is None else check_text("service_name", service_name)
-        )
+        service = context.metrics.service if service_name is None else check_text("service_name", service_name)
     except ValueError as error:
         raise invalid([("query.service_name", str(error))]) from None
     records = await to_thread.run_sync(_collect, context, service)
@@ -54,27 +52,22 @@ async def collect(
 
 
 def _collect(context: Context, service: str) -> list[Record]:
-    current_trace_id.set(None)  # as in the endpoints that store
     sample: dict[str, Any] = context.system.status()
     process: dict[str, float] = sample.pop("process")
     timestamp = time.time_ns()
-    records: list[Record] = []
-    for metric_type, values in (("system", sample), ("process", process)):
-        for name, value in values.items():
-            identifier = context.metrics.ingest(
-                metric_type, name, value, UNITS[name], service=service, timestamp=timestamp
+    return ingest(
+        context.metrics,
+        [
+            Record(
+                id=NO_ID,
+                timestamp=timestamp,
+                service=service,
+                metric_type=metric_type,
+                name=name,
+                value=value,
+                unit=UNITS[name],
             )
-            if identifier is None:
-                raise full(f"The first {len(records)} values were stored.")
-            records.append(
-                Record(
-                    id=identifier,
-                    timestamp=timestamp,
-                    service=service,
-                    metric_type=metric_type,
-                    name=name,
-                    value=value,
-                    unit=UNITS[name],
-                )
-            )
-    return records
+            for metric_type, values in (("system", sample), ("process", process))
+            for name, value in values.items()
+        ],
+    )

@@ -1,16 +1,29 @@
 """The endpoints that store metrics."""
 
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from email.message import Message
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
+from tallymark.errors import BufferFull
 from tallymark.metadata import encode_metadata
-from tallymark.model import MAX_ID_LENGTH, MAX_TIMESTAMP, MIN_TIMESTAMP, check_series, check_text
+from tallymark.model import (
+    COLUMNS,
+    MAX_ERROR_LENGTH,
+    MAX_ID_LENGTH,
+    MAX_TIMESTAMP,
+    MIN_TIMESTAMP,
+    Record,
+    check_series,
+    check_text,
+    clean_text,
+)
 from tallymark.recorder import Metrics
 from tallymark.server.context import InContext
 from tallymark.server.models import (
@@ -22,8 +35,13 @@ from tallymark.server.models import (
     metric_json,
     parse_timestamp,
 )
-from tallymark.server.problems import ProblemError, documented, full, invalid
+from tallymark.server.problems import ProblemError, documented, invalid
 from tallymark.trace import current_trace_id
+
+NO_ID: Final = uuid.UUID(int=0)
+"""Of records that were not stored yet."""
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class JsonRoute(APIRoute):
@@ -50,9 +68,7 @@ def _is_json(content_type: str) -> bool:
     message = Message()
     message["content-type"] = content_type
     subtype = message.get_content_subtype()
-    return message.get_content_maintype() == "application" and (
-        subtype == "json" or subtype.endswith("+json")
-    )
+    return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
 router = APIRouter(prefix="/api/v1/metrics", tags=["metrics"], route_class=JsonRoute)
@@ -68,10 +84,8 @@ router = APIRouter(prefix="/api/v1/metrics", tags=["metrics"], route_class=JsonR
 )
 async def create_metric(request: Request, body: MetricIn, context: InContext) -> Response:
     """From the answer on, every query sees it."""
-    [identifier] = await to_thread.run_sync(_store, context.metrics, [body], "body")
-    record = await context.read(lambda: context.reader.get(identifier))
-    assert record is not None
-    location = f"{request.scope.get('root_path', '')}/api/v1/metrics/{identifier}"
+    [record] = await to_thread.run_sync(_store, context.metrics, [body], "body")
+    location = f"{request.scope.get('root_path', '')}/api/v1/metrics/{record.id}"
     return json_response(metric_json(record), 201, {"Location": location})
 
 
@@ -84,67 +98,92 @@ async def create_metric(request: Request, body: MetricIn, context: InContext) ->
 )
 async def create_batch(body: BatchIn, context: InContext) -> Response:
     """All of them are valid, or none is stored."""
-    ids = await to_thread.run_sync(_store, context.metrics, body.metrics, "body.metrics.{}")
-    return json_response({"count": len(ids), "ids": ids}, 201)
+    records = await to_thread.run_sync(_store, context.metrics, body.metrics, "body.metrics.{}")
+    return json_response({"count": len(records), "ids": [record.id for record in records]}, 201)
 
 
-def _store(metrics: Metrics, bodies: Sequence[MetricIn], place: str) -> list[uuid.UUID]:
-    """Check all, then ingest all.
+def _store(metrics: Metrics, bodies: Sequence[MetricIn], place: str) -> list[Record]:
+    """Check all, then ingest all. ``place`` is where a body is found in the request, for errors.
 
     Raises:
-        ProblemError: one is not valid and none was stored, or the journal is full.
+        ProblemError: one is not valid and none was stored; or as :func:`ingest`.
     """
-    # The trace of this request is the server's own, not that of what is reported.
-    current_trace_id.set(None)
-    timestamps: list[int | None] = []
+    records: list[Record] = []
     errors: list[tuple[str, str]] = []
     for number, body in enumerate(bodies):
         try:
-            timestamps.append(_check(metrics, body))
+            records.append(_record(body, metrics.service))
         except ValueError as error:
             rule = str(error)
             errors.append((f"{place.format(number)}.{rule.split(' ', 1)[0]}", rule))
     if errors:
         raise invalid(errors)
-    ids: list[uuid.UUID] = []
-    for body, timestamp in zip(bodies, timestamps, strict=True):
-        identifier = _ingest(metrics, body, timestamp)
-        if identifier is None:
-            raise full(f"The first {len(ids)} of {len(bodies)} were stored.")
-        ids.append(identifier)
-    return ids
+    return ingest(metrics, records)
 
 
-def _check(metrics: Metrics, body: MetricIn) -> int | None:
-    """The timestamp, after every rule of the recorder; ValueError names the field and the rule.
+def _record(body: MetricIn, service: str) -> Record:
+    """What will be stored, but for the id. ValueError names the field and the rule.
 
-    The recorder checks again. It cannot check a batch, of which nothing may be stored when one is wrong.
+    The recorder has the same rules, but for one record; of a batch nothing may be stored when one is wrong.
     """
-    check_series((body.service or metrics.service, body.metric_type, body.name, body.unit, body.description))
-    for field in ("trace_id", "session_id"):
-        if getattr(body, field) is not None:
-            check_text(field, getattr(body, field), MAX_ID_LENGTH)
-    encode_metadata(body.metadata)
-    if body.timestamp is None:
-        return None
-    timestamp = parse_timestamp(body.timestamp)
+    series = check_series(
+        (
+            service if body.service is None else body.service,
+            body.metric_type,
+            body.name,
+            body.unit,
+            body.description,
+        )
+    )
+    timestamp = time.time_ns() if body.timestamp is None else parse_timestamp(body.timestamp)
     if not MIN_TIMESTAMP <= timestamp < MAX_TIMESTAMP:
         raise ValueError("timestamp must lie between the years 1970 and 2100")
-    return timestamp
-
-
-def _ingest(metrics: Metrics, body: MetricIn, timestamp: int | None) -> uuid.UUID | None:
-    return metrics.ingest(
-        body.metric_type,
-        body.name,
-        body.value,
-        body.unit,
-        service=body.service,
+    return Record(
+        id=NO_ID,
         timestamp=timestamp,
-        description=body.description,
+        service=series[0],
+        metric_type=series[1],
+        name=series[2],
+        value=body.value,
+        unit=series[3],
         success=body.success,
-        error=body.error,
-        metadata=body.metadata,
-        trace_id=body.trace_id,
-        session_id=body.session_id,
+        error=clean_text(body.error)[:MAX_ERROR_LENGTH] if body.error else None,
+        trace_id=_identifier("trace_id", body.trace_id),
+        session_id=_identifier("session_id", body.session_id),
+        metadata=_decode(encode_metadata(body.metadata)),
+        description=series[4],
     )
+
+
+def _identifier(field: str, value: str | None) -> str | None:
+    return None if value is None else check_text(field, value, MAX_ID_LENGTH)
+
+
+def ingest(metrics: Metrics, records: Sequence[Record]) -> list[Record]:
+    """Store valid records, and give them their ids.
+
+    Raises:
+        ProblemError: the journal is full, or its owner has stopped the recorder.
+    """
+    # The trace of this request is the server's own, not that of what is reported.
+    current_trace_id.set(None)
+    stored: list[Record] = []
+    for record in records:
+        fields = {name: getattr(record, name) for name in COLUMNS if name != "id"}
+        try:
+            identifier = metrics.ingest(**fields)
+        except BufferFull:
+            identifier = None
+        except RuntimeError:
+            raise ProblemError(503, "The recorder is not running.", kind="stopped") from None
+        if identifier is None:
+            raise ProblemError(
+                503,
+                "Records arrive faster than they can be stored. "
+                f"The first {len(stored)} of {len(records)} were stored; send the others later.",
+                kind="full",
+                title="The journal is full",
+                headers={"Retry-After": "1"},
+            )
+        stored.append(msgspec.structs.replace(record, id=identifier))
+    return stored

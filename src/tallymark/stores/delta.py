@@ -1,10 +1,11 @@
 """The Delta Lake table of a lake: what is in it, and every change to it. ``deltalake`` does the format."""
 
+import contextlib
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -106,12 +107,13 @@ class Delta:
         self._reading = Lock()
         self._table: DeltaTable | None = None
         self._files: list[_File] = []
-        self._files_version = -1
+        self._positions: dict[str, int | None] = {}
+        self._known = -1  # the version that these two are of
         self._writing = Lock()
         self._written: DeltaTable | None = None
 
     def snapshot(
-        self, journals: Iterable[str] = (), start: int | None = None, end: int | None = None
+        self, journals: Collection[str] = (), start: int | None = None, end: int | None = None
     ) -> Snapshot:
         """The newest version, with the files that may hold timestamps in [start, end)."""
         with self._reading:
@@ -124,10 +126,15 @@ class Delta:
                 self._table = None
                 return Snapshot(-1, [], {}, 0, 0)
             version = self._table.version()
-            if version != self._files_version:
-                self._files, self._files_version = _files(self._table), version
+            if version != self._known:
+                self._files, self._positions, self._known = _files(self._table), {}, version
+            # A look at a position takes a millisecond or more, and most versions are asked many times.
+            for journal in journals:
+                if journal not in self._positions:
+                    self._positions[journal] = self._table.transaction_version(journal)
+            found = ((journal, self._positions[journal]) for journal in journals)
+            positions = {journal: position for journal, position in found if position is not None}
             files = self._files
-            positions = _positions(self._table, journals)
         return Snapshot(
             version=version,
             files=[str(self._folder / file.path) for file in files if file.may_hold(start, end)],
@@ -153,7 +160,8 @@ class Delta:
 
     def _append(self, batch: Batch) -> None:
         table = self._newest()
-        stored = _positions(table, batch.positions)
+        found = ((journal, table.transaction_version(journal)) for journal in batch.positions)
+        stored = {journal: position for journal, position in found if position is not None}
         rows = _not_stored(batch, stored)
         progress = [
             Transaction(journal, position)
@@ -192,18 +200,19 @@ class Delta:
         paths = {log, self._folder}
         for version in range(first, last + 1):
             commit = log / f"{version:020}.json"
-            for line in commit.read_text("utf-8").splitlines():
+            for line in commit.read_bytes().splitlines():
                 added = json.loads(line).get("add")
                 if added:
                     path = self._folder / added["path"]
                     paths |= {path, path.parent}
             paths.add(commit)
         for path in paths:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with contextlib.suppress(FileNotFoundError):  # compacted and vacuumed already
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def delete(self, before: int) -> None:
         """Delete the rows with a timestamp before this."""
@@ -232,11 +241,15 @@ class Delta:
         return 0 if metrics is None else int(metrics["numFilesRemoved"])
 
     def vacuum(self, hours: int) -> int:
-        """Remove the files that have been out of the table for that many hours; how many they were."""
+        """Remove the files that have been out of the table for that many hours; how many they were.
+
+        With hours, that includes files of writers that died. Without, it cannot: they look like those of a
+        writer that is about to commit.
+        """
 
         def remove(table: DeltaTable) -> list[str]:
             def vacuum(*, dry_run: bool) -> list[str]:
-                return table.vacuum(hours, dry_run=dry_run, enforce_retention_duration=False, full=True)
+                return table.vacuum(hours, dry_run=dry_run, enforce_retention_duration=False, full=hours > 0)
 
             # A vacuum commits twice, even when it finds nothing.
             return vacuum(dry_run=False) if vacuum(dry_run=True) else []
@@ -266,11 +279,6 @@ def _files(table: DeltaTable) -> list[_File]:
     actions = pa.table(table.get_add_actions(flatten=True))
     columns = ("path", "partition.date", "size_bytes", "num_records", "min.timestamp", "max.timestamp")
     return [_File(*row) for row in zip(*(actions[column].to_pylist() for column in columns), strict=True)]
-
-
-def _positions(table: DeltaTable, journals: Iterable[str]) -> dict[str, int]:
-    found = ((journal, table.transaction_version(journal)) for journal in journals)
-    return {journal: position for journal, position in found if position is not None}
 
 
 def _not_stored(batch: Batch, stored: dict[str, int]) -> pa.Table:

@@ -172,7 +172,7 @@ function showServices(services) {
   if (select.dataset.key !== key) {
     select.dataset.key = key;
     select.replaceChildren(
-      element("option", { value: "" }, "All"),
+      element("option", { value: "" }, "All applications"),
       ...all.map((service) => element("option", { value: `=${service}` }, format.visible(service))),
     );
   }
@@ -201,7 +201,7 @@ function showOperations(rows) {
 
 // ---- the tables
 
-const ofService = (row) => ((latest?.services.length ?? 0) > 1 && view.service === null ? row.service : null);
+const several = (services) => view.service === null && services.length > 1;
 const numeric = (key, label, show, more = {}) => ({ key, label, show, numeric: true, ...more });
 const milliseconds = (key, more) => numeric(key, key, (row) => format.value(row[key], "ms"), more);
 const open = ({ service, metric_type, name, unit = "ms" }) => {
@@ -217,7 +217,7 @@ const operations = new Table(byId("operations"), {
   columns: [
     {
       key: "name", label: "Operation", class: "naming", sort: (row) => row.name,
-      fill: (cell, row) => fillName(cell, row.name, row.metric_type, ofService(row)),
+      fill: (cell, row) => fillName(cell, row.name, row.metric_type, several(latest.applications) ? row.service : null),
     },
     numeric("count", "Count", (row) => format.count(row.count), { class: "roomy" }),
     numeric("rate", "Rate", (row) => format.value(row.rate, "1/s"), { wide: true }),
@@ -252,7 +252,7 @@ const metrics = new Table(byId("metrics"), {
   columns: [
     {
       key: "name", label: "Metric", class: "naming", sort: (row) => row.name,
-      fill: (cell, row) => fillName(cell, row.name, row.metric_type, ofService(row)),
+      fill: (cell, row) => fillName(cell, row.name, row.metric_type, several(latest.services) ? row.service : null),
     },
     {
       key: "trend", label: "", class: "trend",

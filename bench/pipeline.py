@@ -1,0 +1,55 @@
+"""What a record costs in all: by the call, and by everything that happens to it until it lies in Parquet."""
+
+import resource
+import time
+from tempfile import TemporaryDirectory
+
+from bench import Row, workload
+from tallymark import Metrics
+from tallymark.core import core
+
+
+def run(quick: bool = False) -> list[Row]:
+    """CPU time, user and system, of this process and of the children that ship."""
+    records = 400_000 if quick else 2_000_000
+    kind = "" if core else ", pure Python"
+    with TemporaryDirectory(prefix="tallymark-bench-") as folder:
+        own, total, children = _record_and_ship(folder, records)
+    with TemporaryDirectory(prefix="tallymark-bench-") as folder:
+        _, few, _ = _record_and_ship(folder, 1)
+    return [
+        Row(
+            f"record until in Parquet, CPU of all processes{kind}",
+            total / records * 1e9,
+            "ns",
+            "the call's own CPU",
+            own / records * 1e9,
+            4.0,
+            f"{records:,} records as fast as they can be made",
+        ),
+        Row(f"the least that a shipping child costs, CPU{kind}", few * 1e3, "ms", note="it starts, imports, ships 1 record"),
+    ]
+
+
+def _record_and_ship(folder: str, records: int) -> tuple[float, float, float]:
+    """CPU seconds: of the calls, of everything, and of the children alone."""
+    calls = workload.calls(records)
+    with Metrics(folder, service="shop", max_queue_size=2 * records + 100_000) as metrics:
+        metrics.record("warm", "up", 1.0)
+        metrics.flush(timeout=60)
+        everything, in_children = _cpu(resource.RUSAGE_SELF), _cpu(resource.RUSAGE_CHILDREN)
+        started = time.thread_time()
+        calls.record_with(metrics.record_operation)
+        own = time.thread_time() - started
+        metrics.flush(timeout=300)
+        children = _cpu(resource.RUSAGE_CHILDREN) - in_children
+        total = _cpu(resource.RUSAGE_SELF) - everything + children
+        stats = metrics.get_stats()
+        if stats.queue_size or stats.dropped:
+            raise RuntimeError(f"not everything is in the store: {stats}")
+    return own, total, children
+
+
+def _cpu(who: int) -> float:
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
