@@ -8,6 +8,7 @@
 Importing this loads nothing heavy; what reads a store (:func:`open`) comes with ``pip install "tallymark[lake]"``.
 """
 
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from tallymark.errors import BufferFull, ConfigError, QueryError, StoreError, TallymarkError
@@ -30,7 +31,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def open(url: str = "./metrics") -> "Reader":  # noqa: A001 - tallymark.open, as in gzip.open
+def open(url: str | PathLike[str] = "./metrics") -> "Reader":  # noqa: A001 - tallymark.open, as in gzip.open
     """Open a store for reading, beside whoever is writing to it; no server and no lock is needed.
 
     Raises:
@@ -38,4 +39,4 @@ def open(url: str = "./metrics") -> "Reader":  # noqa: A001 - tallymark.open, as
     """
     from tallymark.reader import open_reader
 
-    return open_reader(url)
+    return open_reader(fspath(url))

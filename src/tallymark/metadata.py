@@ -5,6 +5,7 @@ else takes the careful way, which also words the error.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from tallymark.model import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, MAX_METADATA
 from tallymark.privacy import forbidden_word
 
 _encode = msgspec.json.Encoder().encode
+_many_digits = re.compile(rb"[0-9]{19}").search  # 2**63 has 19
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 #: Keys that passed. Bounded, because an application may put anything into a key.
@@ -39,8 +41,8 @@ def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
         except (ValueError, OverflowError):  # lone surrogates, integers beyond 64 bits
             pass
         else:
-            # msgspec writes NaN as null, so a null has to be looked at.
-            if len(text) <= MAX_METADATA_BYTES and b"null" not in text:
+            # msgspec writes NaN as null, and integers of any size.
+            if len(text) <= MAX_METADATA_BYTES and b"null" not in text and not _many_digits(text):
                 return text
     return _encode_carefully(metadata)
 

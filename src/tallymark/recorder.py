@@ -2,7 +2,6 @@
 
 import _thread
 import atexit
-import contextlib
 import logging
 import os
 import queue

@@ -243,6 +243,9 @@ def main() -> int:
     try:
         if ship_once(sys.argv[1]) is None:
             return BUSY
+        with contextlib.closing(open_store(sys.argv[1])) as store:
+            # Joins small files where that pays. How long records are kept is for a server to decide.
+            store.maintain(retention_days=None)
     except (TallymarkError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Start, wait_until
+from conftest import Start
 
 from tallymark.recorder import Metrics
+from tallymark.server import create_app
 
 BASE = "/api/v1/metrics/"
 
@@ -318,10 +319,12 @@ def test_series_and_info(client: httpx.Client) -> None:
     assert info["recorded"] >= 3
 
 
-def test_the_journal_is_brought_into_the_store(start: Start) -> None:
-    client = start()
+def test_the_server_brings_the_journal_into_the_store(start: Start, tmp_path: Path) -> None:
+    app = create_app(tmp_path / "store", collect_system=False)
+    client = start(app)
     client.post(BASE, json=metric())
-    wait_until(lambda: client.get("/api/v1/info").json()["stored"] > 0)
+    app.state.context.metrics.flush()
+    assert client.get("/api/v1/info").json()["stored"] > 0
     assert len(listed(client)) == 1
 
 

@@ -23,6 +23,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Record = Callable[..., object]
 
 ALWAYS_SKIPPED = ("/health", "/livez", "/readyz", "/metrics")
 """Paths that machines ask for all day: they are answered and traced, not recorded."""
@@ -77,31 +78,28 @@ class MetricsMiddleware:
                 raise ValueError(f"skip: a path begins with '/', {path!r} does not")
         self.app = app
         self.failures = 0
-        self._metrics = metrics
+        self._inner = app
+        self._record = metrics.record
         self._names = RouteNames()
         self._skipped = frozenset(path for path in paths if not path.endswith("*"))
         self._skipped_prefixes = tuple(path[:-1] for path in paths if path.endswith("*"))
-        self._placed = False
+        self._moved = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._placed:
-            self._place_outermost(scope)
+        app = self.app
         if "tallymark" in scope:
-            await self.app(scope, receive, send)
-        else:
-            await self._measure(self.app, scope, receive, send)
-
-    async def _measure(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+            await (self._inner if scope["tallymark"] is self else app)(scope, receive, send)
+            return
+        scope["tallymark"] = self
+        if not self._moved:
+            self._move_outside(scope)
         kind = scope["type"]
         if kind != "http" and kind != "websocket":
             await app(scope, receive, send)
             return
         trace_id = incoming_trace_id(scope["headers"]) or new_trace_id()
-        exchange = (_Request if kind == "http" else _Socket)(receive, send, trace_id)
-        # Not the exchange itself: its send belongs to a server that holds the scope, and a cycle of
-        # references is work for the garbage collector.
-        scope["tallymark"] = True
         scope.setdefault("state", {})["trace_id"] = trace_id
+        exchange = (_Request if kind == "http" else _Socket)(receive, send, trace_id)
         skipped = self._is_skipped(scope)  # now: a mount below changes the root path in this very scope
         token = current_trace_id.set(trace_id)
         try:
@@ -111,22 +109,27 @@ class MetricsMiddleware:
             raise
         finally:
             if not skipped:
-                self._record(scope, exchange)
+                try:
+                    exchange.record(self._record, self._names, scope)
+                except Exception as failure:
+                    self._count_failure(failure)
             current_trace_id.reset(token)
 
-    def _place_outermost(self, scope: Scope) -> None:
+    def _move_outside(self, scope: Scope) -> None:
         # Starlette answers an unhandled exception outside of every middleware that can be added to it, where
-        # neither its response nor its time is seen. So from the first call on, which is the lifespan's, we
-        # stand around the finished stack, which Starlette keeps in this attribute; but only if we are one of
-        # its layers, not part of a single route.
-        self._placed = True
+        # neither its response nor its time is seen. So with the first call, which is the lifespan's, we leave
+        # our place in the finished stack and stand around it, where Starlette keeps it; but only if we are one
+        # of its layers, not part of a single route.
+        self._moved = True
         app: Any = scope.get("app")
         stack: Any = getattr(app, "middleware_stack", None)
         layer = stack
-        while layer is not None and layer is not self:
+        while layer is not None and getattr(layer, "app", None) is not self:
             layer = getattr(layer, "app", None)
-        if layer is self:
-            app.middleware_stack = _Outermost(stack, self._measure)
+        if layer is not None:
+            layer.app = self._inner
+            self.app = stack
+            app.middleware_stack = self
 
     def _is_skipped(self, scope: Scope) -> bool:
         path: str = scope["path"]
@@ -135,26 +138,10 @@ class MetricsMiddleware:
             path = path[len(root) :]
         return path in self._skipped or path.startswith(self._skipped_prefixes)
 
-    def _record(self, scope: Scope, exchange: "_Request | _Socket") -> None:
-        try:
-            exchange.record(self._metrics, self._names, scope)
-        except Exception as error:
-            self.failures += 1
-            if self.failures == 1:
-                _logger.warning("A request was not recorded, nor may others be: %s", error)
-
-
-class _Outermost:
-    """Stands around the middleware stack of an application on behalf of a middleware inside it."""
-
-    def __init__(
-        self, app: ASGIApp, measure: Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]]
-    ) -> None:
-        self.app = app  # by this name, because that is how tools look through a stack
-        self._measure = measure
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        return self._measure(self.app, scope, receive, send)
+    def _count_failure(self, failure: Exception) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            _logger.warning("A request was not recorded, nor may others be: %s", failure)
 
 
 def _with_trace_id(message: Message, trace_id: str) -> Message:
@@ -163,32 +150,20 @@ def _with_trace_id(message: Message, trace_id: str) -> Message:
 
 
 class _Request:
-    """One HTTP request on its way: the clock readings, and what the server and the application said to
-    each other.
-    """
+    """One HTTP request on its way: the clock readings, and what server and application said to each other."""
 
-    __slots__ = (
-        "_receive",
-        "_send",
-        "began",
-        "disconnected",
-        "ended",
-        "error",
-        "first",
-        "status",
-        "trace_id",
-    )
+    # What most requests never change is not set for each of them.
+    status = 0
+    error: str | None = None
+    disconnected = False
+    first = 0
+    ended = 0
 
     def __init__(self, receive: Receive, send: Send, trace_id: str) -> None:
         self._receive = receive
         self._send = send
-        self.trace_id = trace_id
-        self.status = 0
-        self.error: str | None = None
-        self.disconnected = False
-        self.first = 0
-        self.ended = 0
-        self.began = perf_counter_ns()
+        self._trace_id = trace_id
+        self._began = perf_counter_ns()
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -202,7 +177,7 @@ class _Request:
         if is_start:
             # To a client that has left, a framework may still answer with what came of that.
             self.status = _CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
-            message = _with_trace_id(message, self.trace_id)
+            message = _with_trace_id(message, self._trace_id)
         try:
             await self._send(message)
         # How a server says that the client is gone, since version 2.4 of the ASGI specification.
@@ -214,52 +189,40 @@ class _Request:
         elif not message.get("more_body"):
             self.ended = perf_counter_ns()
 
-    def record(self, metrics: "Metrics", names: RouteNames, scope: Scope) -> None:
+    def record(self, record: Record, names: RouteNames, scope: Scope) -> None:
         left = perf_counter_ns()
-        ended = self.ended or left
+        began, ended, gone = self._began, self.ended or left, self.disconnected
         name, method, template = names.of(scope)
-        gone = self.disconnected
         status = self.status or (_CLIENT_CLOSED_REQUEST if gone else 500)
         metadata = {
             "method": method,
             "endpoint": template,
             "status_code": status,
-            "ttfb_ms": _milliseconds(self.began, self.first or ended),
+            "ttfb_ms": ((self.first or ended) - began) // 1_000 / 1_000,
         }
         if left - ended >= _WORTH_SAYING_NS:
-            metadata["background_ms"] = _milliseconds(ended, left)
+            metadata["background_ms"] = (left - ended) // 1_000 / 1_000
         if gone:
             metadata["disconnected"] = True
         success = None if gone else status < 500 and self.error is None
-        value = _milliseconds(self.began, ended)
-        metrics.record("api_request", name, value, "ms", success, self.error, metadata, self.trace_id)
+        value = (ended - began) // 1_000 / 1_000  # whole microseconds: shorter to store, and fine enough
+        record("api_request", name, value, "ms", success, self.error, metadata, self._trace_id)
 
 
 class _Socket:
     """One websocket on its way."""
 
-    __slots__ = (
-        "_receive",
-        "_send",
-        "began",
-        "close_code",
-        "error",
-        "received",
-        "sent",
-        "status",
-        "trace_id",
-    )
+    status = 0
+    error: str | None = None
+    close_code: int | None = None
+    received = 0
+    sent = 0
 
     def __init__(self, receive: Receive, send: Send, trace_id: str) -> None:
         self._receive = receive
         self._send = send
-        self.trace_id = trace_id
-        self.status = 0
-        self.error: str | None = None
-        self.close_code: int | None = None
-        self.received = 0
-        self.sent = 0
-        self.began = perf_counter_ns()
+        self._trace_id = trace_id
+        self._began = perf_counter_ns()
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -278,10 +241,10 @@ class _Socket:
             self.close_code = message.get("code", 1000)
         elif kind == "websocket.accept" or kind == "websocket.http.response.start":
             self.status = int(message.get("status", 101))
-            message = _with_trace_id(message, self.trace_id)
+            message = _with_trace_id(message, self._trace_id)
         await self._send(message)
 
-    def record(self, metrics: "Metrics", names: RouteNames, scope: Scope) -> None:
+    def record(self, record: Record, names: RouteNames, scope: Scope) -> None:
         name, _, template = names.of(scope)
         # Starlette raises this from a receive when the client has closed: a usual way to end, not a failure.
         error = None if self.error == "WebSocketDisconnect" else self.error
@@ -290,10 +253,5 @@ class _Socket:
         if code == _VANISHED and success:
             success = None
         metadata = {"endpoint": template, "close_code": code, "received": self.received, "sent": self.sent}
-        value = _milliseconds(self.began, perf_counter_ns())
-        metrics.record("websocket", name, value, "ms", success, error, metadata, self.trace_id)
-
-
-def _milliseconds(began: int, ended: int) -> float:
-    # Whole microseconds: shorter to store, and finer than the measurement.
-    return (ended - began) // 1_000 / 1_000
+        value = (perf_counter_ns() - self._began) // 1_000 / 1_000
+        record("websocket", name, value, "ms", success, error, metadata, self._trace_id)

@@ -18,6 +18,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
 _MAX_KNOWN = 1_024
 
 Scope = MutableMapping[str, Any]
+_Key = tuple[Any, int, Any]
 
 
 class RouteName(NamedTuple):
@@ -39,21 +40,28 @@ class RouteNames:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int, Any], tuple[object, RouteName]] = {}
+        self._known: dict[_Key, tuple[object, RouteName]] = {}
 
     def of(self, scope: Scope) -> RouteName:
         """The name of the request of ``scope``, after the application has served it."""
-        method = scope.get("method", "")
-        if method not in METHODS and scope["type"] == "http":
-            method = "OTHER"
-        route = _chosen_route(scope)
+        route = scope.get("route")
+        fastapi = scope.get("fastapi")
+        if fastapi:
+            # FastAPI notes the route as it was declared. What the prefix of an included router makes of it is
+            # in this context.
+            context = fastapi.get("effective_route_context")
+            if context is not None and context.original_route is route:
+                route = context
         # A route is not hashable. Its id is a safe key as long as the route is kept alive beside the name.
-        key = (method, id(route), scope.get("root_path"))
+        key = (scope.get("method"), id(route), scope.get("root_path"))
         known = self._known.get(key)
-        if known is not None:
-            return known[1]
-        name = _named(method, _template(scope, route))
-        if route is not None and not _has_children(route):
+        return known[1] if known is not None else self._work_out(scope, route, key)
+
+    def _work_out(self, scope: Scope, route: Any, key: _Key) -> RouteName:
+        method = scope.get("method", "")
+        is_common = method in METHODS or scope["type"] != "http"
+        name = _named(method if is_common else "OTHER", _template(scope, route))
+        if is_common and route is not None and not _has_children(route):
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[key] = (route, name)
@@ -64,21 +72,6 @@ def _named(method: str, template: str | None) -> RouteName:
     template = UNMATCHED if template is None else (template or "/")
     name = f"{method} {template}" if method else template
     return RouteName(name[:MAX_NAME_LENGTH], method, template[:MAX_NAME_LENGTH])
-
-
-def _chosen_route(scope: Scope) -> Any:
-    """The route object that served the request and knows its whole path below the last mount; ``None``
-    without one.
-    """
-    route = scope.get("route")
-    fastapi = scope.get("fastapi")
-    if fastapi:
-        # FastAPI notes the route as it was declared. What an included router's prefix makes of it is in this
-        # context.
-        context = fastapi.get("effective_route_context")
-        if context is not None and context.original_route is route:
-            return context
-    return route
 
 
 def _template(scope: Scope, route: Any) -> str | None:

@@ -183,10 +183,10 @@ class Lake:
         with _driver_errors("vacuum", self._url):
             return self._delta.vacuum(hours)
 
-    def maintain(self, clock: Clock = _SYSTEM_CLOCK, retention_days: float = 30) -> Maintenance:
+    def maintain(self, clock: Clock = _SYSTEM_CLOCK, retention_days: float | None = 30) -> Maintenance:
         """Do what keeps a lake small and fast: compact, delete whole days that are too old, vacuum.
 
-        Meant to be called every few minutes. Nothing is deleted before ``clock`` has been seen to run
+        Meant to be called every few minutes. With ``retention_days`` None no record is deleted. Nothing is deleted before ``clock`` has been seen to run
         steadily for a day, so that a clock which jumps deletes nothing. Where another process is at it,
         nothing is done.
         """
@@ -200,8 +200,10 @@ class Lake:
             if not trusted:
                 held = "the clock has not been seen running steadily for a day"
                 return Maintenance(compacted=compacted, held=held)
-            oldest = clock.time_ns() - int(retention_days * DAY_NS)
-            deleted = self.delete(oldest // DAY_NS * DAY_NS) if oldest > 0 else 0
+            deleted = 0
+            if retention_days is not None:
+                oldest = clock.time_ns() - int(retention_days * DAY_NS)
+                deleted = self.delete(oldest // DAY_NS * DAY_NS) if oldest > 0 else 0
             return Maintenance(compacted, deleted, self.vacuum())
 
     def _journals(self) -> Sequence[LiveJournal]:

@@ -268,12 +268,17 @@ export class TimeChart {
     this.#moveTo(Math.min(Math.max(at + step, 0), last));
   }
 
+  /** As a pointer would: so the crosshair moves in every chart. */
   #moveTo(index) {
     if (!this.#plot) return;
-    const left = index === null ? -10 : this.#plot.valToPos(this.#times[index], "x");
-    this.#plot.setCursor({ left, top: index === null ? -10 : 10 }, true);
-    const height = this.#plot.over.clientHeight;
-    uPlot.sync(SYNC).pub("mousemove", this.#plot, left, 10, this.#plot.over.clientWidth, height, index);
+    const { over } = this.#plot;
+    if (index === null) {
+      over.dispatchEvent(new MouseEvent("mouseleave"));
+      return;
+    }
+    const { left, top } = over.getBoundingClientRect();
+    const clientX = left + this.#plot.valToPos(this.#times[index], "x");
+    over.dispatchEvent(new MouseEvent("mousemove", { clientX, clientY: top + 10 }));
   }
 }
 

@@ -60,6 +60,13 @@ const percent = (number) => {
   return `${Math.abs(number) >= 99.95 ? Math.round(number * 100) / 100 : digits(number)}%`;
 };
 
+/** A rate, per minute or hour where it would be less than one in ten seconds or minutes. */
+function rate(perSecond) {
+  const size = Math.abs(perSecond);
+  if (size === 0 || size >= 0.0995) return `${count(perSecond)}/s`;
+  return size * 60 >= 0.0995 ? `${digits(perSecond * 60)}/min` : `${digits(perSecond * 3600)}/h`;
+}
+
 /** A value with its unit, in the spelling that tallymark stores (UCUM). */
 export function value(number, unit) {
   if (number === null || number === undefined) return NONE;
@@ -68,7 +75,7 @@ export function value(number, unit) {
   if (unit.endsWith("/s") && unit.slice(0, -2) in BYTES_IN) return `${bytes(number * BYTES_IN[unit.slice(0, -2)])}/s`;
   if (unit === "%") return percent(number);
   if (unit === "1" || unit === "") return count(number);
-  if (unit === "1/s") return `${count(number)}/s`;
+  if (unit === "1/s") return rate(number);
   return `${count(number)} ${visible(unit)}`;
 }
 

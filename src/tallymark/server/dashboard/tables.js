@@ -148,12 +148,12 @@ export function fillName(cell, name, kind, service) {
   if (!cell.firstChild) {
     cell.append(
       element("button", { type: "button", class: "name" }, element("bdi")),
-      element("span", { class: "kind" }, element("bdi"), element("bdi", { class: "of-service" })),
+      element("span", { class: "kind" }, element("bdi"), element("bdi")),
     );
   }
   const [button, below] = cell.children;
   setText(button.firstChild, visible(name));
   button.title = visible(name);
   setText(below.firstChild, visible(kind));
-  setText(below.lastChild, service === null ? "" : visible(service));
+  setText(below.lastChild, service === null ? "" : ` · ${visible(service)}`);
 }
