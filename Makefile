@@ -40,7 +40,7 @@ bench: setup ## The figures of docs/performance.md, measured here
 	@$(PY) -m bench
 
 soak: setup ## The crash tests, ten times as long
-	@TALLYMARK_SOAK=1 $(PY) -m pytest tests/crash
+	@TALLYMARK_SOAK=1 $(PY) -m pytest --timeout 7200 tests/test_crash.py
 
 lock: ## Resolve requirements.lock anew (needs uv)
 	@uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras --group dev --upgrade \
@@ -48,5 +48,5 @@ lock: ## Resolve requirements.lock anew (needs uv)
 	@sed -i '1i # Made by `make lock` from pyproject.toml; installs with pip and with uv.' requirements.lock
 
 clean: ## Remove what the other targets made
-	rm -rf .venv demo-metrics dist build test-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv src/tallymark/_core*.so demo-metrics dist build test-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    echo "error: tallymark needs Python 3.11 or newer, and '$python' is $("$python" --version 2>&1 || true)" >&2
-    echo "hint: name another one: make PYTHON=python3.12 …" >&2
+    echo "error: tallymark needs Python 3.11 or newer, and '$python' is none" >&2
+    echo "hint: name one: make PYTHON=python3.12 …" >&2
     exit 1
 fi
 

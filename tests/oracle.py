@@ -79,8 +79,7 @@ def _matches(row: Row, query: Query) -> bool:
         query.end is None or row["timestamp"] < query.end
     )
     wants_own = any(
-        item.field == "metric_type" and item.op in ("=", "in") and "tallymark" in item.values
-        for item in query.filters
+        item.field == "metric_type" and item.op in ("=", "in") and "tallymark" in item.values for item in query.filters
     )
     return (
         inside

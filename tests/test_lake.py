@@ -1,6 +1,8 @@
 """The lake: what is asked of it, while others write, compact and delete."""
 
 import json
+import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -118,9 +120,7 @@ keys = st.sampled_from(["a", "b", "0", "a.b", "/", "~1", "*", *HOSTILE[:7]])
 # Floats whose spelling all engines agree on; their size is what `value` is for.
 numbers = st.integers(-(2**53), 2**53) | st.integers(-40, 40).map(lambda quarters: quarters / 4)
 scalars = st.none() | st.booleans() | numbers | texts
-nested = st.recursive(
-    scalars, lambda some: st.lists(some, max_size=2) | st.dictionaries(keys, some, max_size=2)
-)
+nested = st.recursive(scalars, lambda some: st.lists(some, max_size=2) | st.dictionaries(keys, some, max_size=2))
 metadata = st.dictionaries(keys, nested)
 values = st.integers(-5, 5).map(float) | st.floats(-1e300, 1e300)
 paths = st.lists(keys, min_size=1, max_size=2)
@@ -383,6 +383,19 @@ def test_a_missing_file_is_an_error_and_not_an_endless_loop(lake: Lake, tmp_path
         count(lake)
 
 
+def test_a_lake_may_be_removed_and_made_anew(lake: Lake, tmp_path: Path) -> None:
+    lake.write(batch([row(0), row(1)]))
+    assert count(lake) == 2
+    shutil.rmtree(tmp_path / "metrics")
+    assert count(lake) == 0
+    lake.write(batch([row(0)]))
+    assert count(lake) == 1
+    shutil.rmtree(tmp_path / "metrics")
+    # As many versions as there were, but other files.
+    lake_with(tmp_path / "metrics").write(batch([row(0), row(1), row(2)]))
+    assert count(lake) == 3
+
+
 # -- upkeep --------------------------------------------------------------------------------------------------
 
 
@@ -415,6 +428,18 @@ def test_vacuum_leaves_files_that_a_query_may_be_reading(lake: Lake, tmp_path: P
     assert lake.vacuum(0) == 2
     assert len(list((tmp_path / "metrics").rglob("*.parquet"))) == 1
     assert count(lake) == 2
+
+
+def test_vacuum_takes_what_a_dead_writer_left_once_it_is_old(lake: Lake, tmp_path: Path) -> None:
+    lake.write(batch([row(0)]))
+    (kept,) = (tmp_path / "metrics").rglob("*.parquet")
+    old, new = kept.with_name("old.parquet"), kept.with_name("new.parquet")
+    for stray in (old, new):
+        stray.write_bytes(b"half a file")
+    os.utime(old, (0, 0))
+    assert lake.vacuum() == 0
+    assert lake.vacuum(strays=True) == 1
+    assert (old.exists(), new.exists(), kept.exists()) == (False, True, True)
 
 
 # -- at the same time ----------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import books, eventually, live, ship, stored
+from recording import books, eventually, live, output, python, ship, stored
 
 from tallymark import BufferFull, ConfigError, Metrics, MetricsStats
 from tallymark.lane import JOURNALS
@@ -33,11 +33,13 @@ def total(stats: MetricsStats) -> int:
 
 
 @pytest.fixture
-def metrics(folder: Path) -> Metrics:
+def metrics(folder: Path) -> Iterator[Metrics]:
     """A recorder that runs."""
     metrics = Metrics(folder, service="shop")
     metrics.start()
-    return metrics
+    yield metrics
+    with shipping_lock(folder / JOURNALS):  # so that it does not start a shipper now
+        metrics.stop()
 
 
 # What is stored
@@ -310,30 +312,39 @@ def test_it_can_be_started_again(metrics: Metrics, folder: Path) -> None:
     assert [record.value for record in stored(folder)] == [1.0, 2.0]
 
 
-def tasks() -> int:
-    """The threads of this process, those that Python does not know of included."""
-    return len(os.listdir("/proc/self/task"))
+LIVES = """
+import gc, os, sys, warnings
+from tallymark import Metrics
+
+def things():
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+before = things()
+metrics = Metrics(sys.argv[1])
+for _ in range(3):
+    metrics.start()
+    assert things() == before
+    metrics.record("a", "b", 1.0)
+    assert things()[0] == before[0] + 1
+    metrics.stop(120)
+    while things() != before:  # the thread is on its way out
+        pass
+gc.collect()
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("no zombie")
+"""
 
 
 def test_stopping_leaves_nothing_behind(folder: Path) -> None:
-    before, descriptors = tasks(), len(os.listdir("/proc/self/fd"))
-    metrics = Metrics(folder)
-    for _ in range(3):
-        metrics.start()
-        metrics.record("a", "b", 1.0)
-        assert tasks() == before + 1
-        metrics.stop(TIMEOUT)
-    eventually(lambda: tasks() == before)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    with pytest.raises(ChildProcessError):  # no zombie either
-        os.waitpid(-1, os.WNOHANG)
+    assert output(python("-c", LIVES, str(folder)), TIMEOUT) == "no zombie\n"
     assert os.listdir(folder / JOURNALS) == [".shipping"]
 
 
 def test_a_recorder_that_recorded_nothing_makes_nothing(folder: Path) -> None:
-    before = tasks()
-    with Metrics(folder):
-        assert tasks() == before
+    with Metrics(folder) as metrics:
+        assert metrics._worker_pid == 0
     assert not folder.exists()
 
 

@@ -98,9 +98,7 @@ def test_what_is_no_jump(watch: ClockWatch, clock: HandClock, calm: Callable[[Ha
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"boot": 1, "wall": "x"}', "\udcff"])
-def test_a_damaged_file_starts_anew(
-    watch: ClockWatch, clock: HandClock, tmp_path: Path, content: str
-) -> None:
+def test_a_damaged_file_starts_anew(watch: ClockWatch, clock: HandClock, tmp_path: Path, content: str) -> None:
     (tmp_path / "clock.json").write_text(content, "utf-8", "surrogateescape")
     assert not watch.trusted()
     clock.run(24 * HOUR_NS)
@@ -147,9 +145,7 @@ def test_a_jump_of_the_clock_deletes_nothing(lake: Lake, clock: HandClock, tmp_p
     assert count(lake) == 50
 
 
-def test_a_clock_at_the_beginning_of_time_deletes_nothing(
-    lake: Lake, clock: HandClock, tmp_path: Path
-) -> None:
+def test_a_clock_at_the_beginning_of_time_deletes_nothing(lake: Lake, clock: HandClock, tmp_path: Path) -> None:
     clock.wall = DAY
     steady(clock, tmp_path)
     assert lake.maintain(clock).deleted == 0

@@ -144,7 +144,10 @@ class Lane(LaneState):
         try:
             buffer[heap:after] = text
             entry = _pack(kind, outcome, metadata, error, trace, session, number, heap, timestamp, value)
-            buffer[at : at + ENTRY_SIZE] = crc32(text, crc32(entry)).to_bytes(4, "little") + entry
+            # The first eight bytes last: until then nobody takes the entry for written. A process that is killed at a
+            # page fault in between leaves nothing that looks like a record.
+            buffer[at + 8 : at + ENTRY_SIZE] = entry[4:]
+            buffer[at : at + 8] = crc32(text, crc32(entry)).to_bytes(4, "little") + entry[:4]
         except BaseException:
             if buffer[at : at + ENTRY_SIZE] == _UNWRITTEN:
                 self.at = at

@@ -65,7 +65,9 @@ class Demo:
     def __init__(self, program: Program, folder: str) -> None:
         self.port = free_port()
         self.process = program.start("demo", "--store", folder, "--port", str(self.port))
-        _wait_for_line(self.process, "Ctrl-C ends it")
+        self.dashboard = _wait_for_line(self.process, r"dashboard +(\S+)")[1]
+        self.api = _wait_for_line(self.process, r"API +(\S+)")[1]
+        _wait_for_line(self.process, "^Ctrl-C ends it")
         self.children = psutil.Process(self.process.pid).children(recursive=True)
 
     def child(self, module: str) -> psutil.Process:
@@ -79,9 +81,9 @@ def test_demo_ends_with_ctrl_c_and_starts_again_on_the_same_folder(tallymark: Pr
     for _ in range(2):
         demo = Demo(tallymark, "demo")
         assert len(demo.children) >= 3
-        assert _get(f"http://127.0.0.1:{demo.port}/") == 200
+        assert _get(demo.dashboard) == _get(demo.api) == 200
         # A dashboard that stays open must not hold up the end.
-        with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}/api/v1/stream", timeout=10):
+        with urllib.request.urlopen(demo.dashboard + "api/v1/stream", timeout=10):
             started = time.monotonic()
             os.killpg(demo.process.pid, signal.SIGINT)
             os.killpg(demo.process.pid, signal.SIGINT)

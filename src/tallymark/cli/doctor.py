@@ -112,12 +112,14 @@ def doctor(
 
 def _python() -> Finding:
     import tallymark
+    from tallymark.core import core
 
     version = ".".join(map(str, sys.version_info[:3]))
+    speed = "in pure Python, which records slower" if core is None else "with its compiled core"
     return Finding(
         "python",
         sys.version_info >= (3, 11),
-        f"{version}, tallymark {tallymark.__version__}, {sys.executable}",
+        f"{version}, tallymark {tallymark.__version__} {speed}, {sys.executable}",
         "" if sys.version_info >= (3, 11) else "tallymark needs Python 3.11 or newer",
     )
 
@@ -282,9 +284,7 @@ class _Journey:
 
         files = Delta(lake_folder(self._store) / "table").snapshot(start=self._started).files
         for file in files:
-            table = parquet.read_table(
-                file, columns=["journal", "seq"], filters=[("metric_type", "=", "doctor")]
-            )
+            table = parquet.read_table(file, columns=["journal", "seq"], filters=[("metric_type", "=", "doctor")])
             if any(record_id(row["journal"], row["seq"]) == self._id for row in table.to_pylist()):
                 return file
         raise StoreError(f"the record is in none of {len(files)} files")

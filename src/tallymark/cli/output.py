@@ -23,6 +23,8 @@ from tallymark.model import Record
 
 Row = Mapping[str, Any]
 
+PERCENTAGES = frozenset({"success_rate", "error_rate"})
+
 # Wide enough for any row: what is piped is never wrapped or cut to some terminal's width.
 _UNLIMITED = 100_000
 
@@ -54,9 +56,7 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        character
-        if character.isprintable()
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in text
     )
 
@@ -113,7 +113,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Row]) -> None:
     for column in columns:
         numeric = any(_is_number(row[column]) for row in rows)
         table.add_column(
-            Text(visible(column)),
+            Text(visible(column) + (" %" if column in PERCENTAGES else "")),
             justify="right" if numeric else "left",
             no_wrap=numeric or column == "window_start",
             overflow="fold",
@@ -147,7 +147,9 @@ def _cell(value: object) -> str:
 
 def number(value: float) -> str:
     """A number with the digits that matter: ``12,345.6``, ``0.0123``, ``1.2e+20``."""
-    if value == 0 or 0.001 <= abs(value) < 1e15:
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1e15:
         digits = max(0, 3 - len(str(int(abs(value))))) if abs(value) >= 1 else 4
         return f"{value:,.{digits}f}"
     return f"{value:.3g}"

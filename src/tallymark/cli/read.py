@@ -55,9 +55,7 @@ def query(
     name: NameOption = None,
     service: ServiceOption = None,
     where: WhereOption = None,
-    window: Annotated[
-        str | None, typer.Option(metavar="LENGTH", help="One row for each 30s, 5m, 1h, 1d …")
-    ] = None,
+    window: Annotated[str | None, typer.Option(metavar="LENGTH", help="One row for each 30s, 5m, 1h, 1d …")] = None,
     agg: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,23 +66,17 @@ def query(
     group_by: Annotated[
         list[str] | None, typer.Option(metavar="FIELDS", help="Columns and metadata keys, with commas.")
     ] = None,
-    since: Annotated[
-        str, typer.Option(metavar="TIME", help="now-15m, now-7d, 2026-11-22T08:00, …")
-    ] = "now-1h",
+    since: Annotated[str, typer.Option(metavar="TIME", help="now-15m, now-7d, 2026-11-22T08:00, …")] = "now-1h",
     until: Annotated[str, typer.Option(metavar="TIME", help="The end, itself not included.")] = "now",
     order_by: Annotated[
         list[str] | None, typer.Option(metavar="FIELDS", help="With commas; -count for descending.")
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="N", help=f"At most this many rows; a table has {TABLE_ROWS} unless told."
-        ),
+        typer.Option(min=1, metavar="N", help=f"At most this many rows; a table has {TABLE_ROWS} unless told."),
     ] = None,
     as_json: JsonOption = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Comma-separated values with a header, on stdout.")
-    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header, on stdout.")] = False,
 ) -> None:
     """\b
     Examples:
@@ -155,23 +147,17 @@ def _split(values: list[str] | None) -> tuple[str, ...]:
     return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
 
 
-def _columns(
-    metric_type: list[str] | None, name: list[str] | None, service: list[str] | None
-) -> dict[str, Any]:
+def _columns(metric_type: list[str] | None, name: list[str] | None, service: list[str] | None) -> dict[str, Any]:
     given = {"metric_type": metric_type, "name": name, "service": service}
     return {column: values for column, values in given.items() if values}
 
 
 def tail(
     store: StoreArgument = DEFAULT_STORE,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with every new record, until Ctrl-C.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with every new record, until Ctrl-C.")] = False,
     lines: Annotated[
         int,
-        typer.Option(
-            "--lines", "-n", min=0, max=MOST_LINES, metavar="N", help="How many of the last records."
-        ),
+        typer.Option("--lines", "-n", min=0, max=MOST_LINES, metavar="N", help="How many of the last records."),
     ] = 20,
     metric_type: TypeOption = None,
     name: NameOption = None,
@@ -266,6 +252,8 @@ def info(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> N
     The books of a store: recorded = stored + pending + dropped. Pending records are already part of every
     answer; they only wait to be moved into Parquet.
     """
+    from rich import filesize
+
     from tallymark.cli.output import print_json, print_table
 
     with open_existing(store) as reader:
@@ -287,7 +275,7 @@ def info(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> N
         ("", "records", "note"),
         [
             {"": "recorded", "records": found.recorded, "note": found.url},
-            {"": "stored", "records": found.stored, "note": f"{found.bytes / 1e6:,.1f} MB in Parquet"},
+            {"": "stored", "records": found.stored, "note": f"{filesize.decimal(found.bytes)} in Parquet"},
             {"": "pending", "records": found.pending, "note": "in journals"},
             {"": "dropped", "records": dropped, "note": reasons},
         ],

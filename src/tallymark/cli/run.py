@@ -1,6 +1,8 @@
 """The commands that run until they are ended: ``serve`` and ``demo``."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +13,7 @@ from tallymark.cli.stores import DEFAULT_STORE, DEMO_STORE, StoreArgument
 HostOption = Annotated[
     str, typer.Option(metavar="ADDRESS", help="Any address that is not this machine's own needs keys.")
 ]
-PortOption = Annotated[
-    int, typer.Option(min=1, max=65_535, metavar="PORT", help="Where dashboard and API answer.")
-]
+PortOption = Annotated[int, typer.Option(min=1, max=65_535, metavar="PORT", help="Where dashboard and API answer.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -58,7 +58,7 @@ def serve(
         port=port,
         keys=keys,
         retention_days=retention_days,
-        ready=lambda url: message(f"{store} at {url} (Ctrl-C ends it)"),
+        ready=lambda url: message(f"serving {store} at {url}"),
     )
 
 
@@ -83,16 +83,26 @@ def demo(
     try:
         with running(store, port) as supervisor:
             message(f"dashboard   http://{HOST}:{port}/", "bold")
-            message(f"API         http://{HOST}:{port}/docs")
+            message(f"API         http://{HOST}:{port}/openapi.json")
             message(f"records     {store.resolve()}")
             message("")
             message("Try in another terminal:")
-            message(f"  tallymark query {store}")
-            message(f"  tallymark query {store} --type api_request --window 1m --agg count,p95,error_rate")
-            message(f"  tallymark tail {store} -f --where success=false")
+            program = _how_to_call_it()
+            message(f"  {program} query {store}")
+            message(f"  {program} query {store} --type api_request --window 1m --agg count,p95,error_rate")
+            message(f"  {program} tail {store} -f --where success=false")
             message("")
             message("Ctrl-C ends it.", "dim")
             supervisor.wait()
     except KeyboardInterrupt:
         pass  # asked to end before everything was up
     message("ended", "dim")
+
+
+def _how_to_call_it() -> str:
+    """What to type in another terminal: the program's path where it is in an environment that is not active."""
+    program = Path(sys.executable).with_name("tallymark")
+    found = shutil.which("tallymark")
+    if not program.exists() or (found is not None and Path(found) == program):
+        return "tallymark"
+    return os.path.relpath(program)

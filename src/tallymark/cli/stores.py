@@ -28,7 +28,6 @@ def open_existing(store: str) -> "Reader":
     if not lake_folder(store).is_dir():
         others = f"tallymark … {DEMO_STORE}" if Path(DEMO_STORE).is_dir() else "tallymark demo"
         raise ConfigError(
-            f"there is no store at {store!r}; "
-            f"hint: name the folder that the application records to, or try: {others}"
+            f"there is no store at {store!r}; hint: name the folder that the application records to, or try: {others}"
         )
     return tallymark.open(store)

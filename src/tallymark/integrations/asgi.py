@@ -13,7 +13,8 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from tallymark.integrations.routes import RouteNames
-from tallymark.trace import current_trace_id, incoming_trace_id, new_trace_id
+from tallymark.integrations.traceparent import incoming_trace_id, new_trace_id
+from tallymark.trace import current_trace_id
 
 if TYPE_CHECKING:
     from tallymark.recorder import Metrics
@@ -100,7 +101,9 @@ class MetricsMiddleware:
         trace_id = incoming_trace_id(scope["headers"]) or new_trace_id()
         scope.setdefault("state", {})["trace_id"] = trace_id
         exchange = (_Request if kind == "http" else _Socket)(receive, send, trace_id)
-        skipped = self._is_skipped(scope)  # now: a mount below changes the root path in this very scope
+        # Now, because a mount below changes the root path in this very scope.
+        path = _path_below_root(scope) if scope.get("root_path") else scope["path"]
+        skipped = path in self._skipped or path.startswith(self._skipped_prefixes)
         token = current_trace_id.set(trace_id)
         try:
             await app(scope, exchange.receive, exchange.send)
@@ -131,17 +134,17 @@ class MetricsMiddleware:
             self.app = stack
             app.middleware_stack = self
 
-    def _is_skipped(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        root = scope.get("root_path")
-        if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-            path = path[len(root) :]
-        return path in self._skipped or path.startswith(self._skipped_prefixes)
-
     def _count_failure(self, failure: Exception) -> None:
         self.failures += 1
         if self.failures == 1:
             _logger.warning("A request was not recorded, nor may others be: %s", failure)
+
+
+def _path_below_root(scope: Scope) -> str:
+    path: str = scope["path"]
+    root: str = scope["root_path"]
+    below = path.removeprefix(root)
+    return below if below != path and below[:1] in ("", "/") else path
 
 
 def _with_trace_id(message: Message, trace_id: str) -> Message:

@@ -4,7 +4,7 @@ A path is chosen by the client. As a name it would make a new series of every nu
 """
 
 from collections.abc import Iterable, Iterator, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from tallymark.model import MAX_NAME_LENGTH
 
@@ -21,15 +21,9 @@ Scope = MutableMapping[str, Any]
 _Key = tuple[Any, int, Any]
 
 
-class RouteName(NamedTuple):
-    """What a request is called."""
-
-    name: str
-    """``GET /items/{id}``; of a websocket the template alone."""
-    method: str
-    """One of :data:`METHODS` or ``OTHER``; empty for a websocket."""
-    template: str
-    """``/items/{id}`` or :data:`UNMATCHED`."""
+RouteName = tuple[str, str, str]
+"""The name (``GET /items/{id}``; of a websocket the template alone), the method (one of :data:`METHODS` or
+``OTHER``; empty for a websocket) and the template (``/items/{id}`` or :data:`UNMATCHED`)."""
 
 
 class RouteNames:
@@ -71,7 +65,7 @@ class RouteNames:
 def _named(method: str, template: str | None) -> RouteName:
     template = UNMATCHED if template is None else (template or "/")
     name = f"{method} {template}" if method else template
-    return RouteName(name[:MAX_NAME_LENGTH], method, template[:MAX_NAME_LENGTH])
+    return name[:MAX_NAME_LENGTH], method, template[:MAX_NAME_LENGTH]
 
 
 def _template(scope: Scope, route: Any) -> str | None:

@@ -23,7 +23,7 @@ from deltalake import (
     WriterProperties,
     write_deltalake,
 )
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from tallymark.batch import SCHEMA, Batch
 from tallymark.errors import ConfigError
@@ -112,26 +112,19 @@ class Delta:
         self._writing = Lock()
         self._written: DeltaTable | None = None
 
-    def snapshot(
-        self, journals: Collection[str] = (), start: int | None = None, end: int | None = None
-    ) -> Snapshot:
+    def snapshot(self, journals: Collection[str] = (), start: int | None = None, end: int | None = None) -> Snapshot:
         """The newest version, with the files that may hold timestamps in [start, end)."""
         with self._reading:
-            try:
-                if self._table is None:
-                    self._table = DeltaTable(self._folder)
-                else:
-                    self._table.update_incremental()
-            except TableNotFoundError:
-                self._table = None
+            table = self._newest_for_reading()
+            if table is None:
                 return Snapshot(-1, [], {}, 0, 0)
-            version = self._table.version()
+            version = table.version()
             if version != self._known:
-                self._files, self._positions, self._known = _files(self._table), {}, version
+                self._files, self._positions, self._known = _files(table), {}, version
             # A look at a position takes a millisecond or more, and most versions are asked many times.
             for journal in journals:
                 if journal not in self._positions:
-                    self._positions[journal] = self._table.transaction_version(journal)
+                    self._positions[journal] = table.transaction_version(journal)
             found = ((journal, self._positions[journal]) for journal in journals)
             positions = {journal: position for journal, position in found if position is not None}
             files = self._files
@@ -143,23 +136,45 @@ class Delta:
             bytes=sum(file.bytes for file in files),
         )
 
+    def _newest_for_reading(self) -> DeltaTable | None:
+        if self._table is not None:
+            try:
+                self._table.update_incremental()
+            except DeltaError:  # somebody removed the folder, or put another in its place
+                self._table = None
+        if self._table is None:
+            self._known = -1
+            with contextlib.suppress(TableNotFoundError):
+                self._table = DeltaTable(self._folder)
+        return self._table
+
+    def reopen(self) -> None:
+        """Forget what was read so far: its files are not there."""
+        with self._reading:
+            self._table = None
+
     def append(self, batch: Batch) -> None:
         """Keep a batch, but for what is stored of it already; on disk when this returns."""
         with self._writing:
             for attempt in range(_ATTEMPTS):
+                fresh = self._written is None
                 try:
                     self._append(batch)
                 except CommitFailedError:
                     # Somebody else committed what cannot be reconciled: a deletion, or this very batch.
-                    self._written = None
                     if attempt == _ATTEMPTS - 1:
                         raise
-                    _back_off(attempt)
+                except DeltaError:
+                    # The folder may have been removed, or be another one now.
+                    if fresh:
+                        raise
                 else:
                     return
+                self._written = None
+                _back_off(attempt)
 
     def _append(self, batch: Batch) -> None:
-        table = self._newest()
+        table = self._newest_for_writing()
         found = ((journal, table.transaction_version(journal)) for journal in batch.positions)
         stored = {journal: position for journal, position in found if position is not None}
         rows = _not_stored(batch, stored)
@@ -180,8 +195,13 @@ class Delta:
         )
         self._sync(before + 1, table.version())
 
-    def _newest(self) -> DeltaTable:
-        """The table for writing, made where it is missing."""
+    def _newest_for_writing(self) -> DeltaTable:
+        """The table, made where it is missing."""
+        if self._written is not None:
+            try:
+                self._written.update_incremental()
+            except DeltaError:  # as for reading
+                self._written = None
         if self._written is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._written = DeltaTable.create(
@@ -191,7 +211,6 @@ class Delta:
                 partition_by=[_DATE.name],
                 configuration=_CONFIGURATION,
             )
-        self._written.update_incremental()
         return self._written
 
     def _sync(self, first: int, last: int) -> None:
@@ -240,16 +259,16 @@ class Delta:
         )
         return 0 if metrics is None else int(metrics["numFilesRemoved"])
 
-    def vacuum(self, hours: int) -> int:
+    def vacuum(self, hours: int, *, strays: bool) -> int:
         """Remove the files that have been out of the table for that many hours; how many they were.
 
-        With hours, that includes files of writers that died. Without, it cannot: they look like those of a
-        writer that is about to commit.
+        With strays, also those of that age that never were in it: of writers that died. What a writer is about to
+        commit looks the same, so the clock has to be right and the hours enough.
         """
 
         def remove(table: DeltaTable) -> list[str]:
             def vacuum(*, dry_run: bool) -> list[str]:
-                return table.vacuum(hours, dry_run=dry_run, enforce_retention_duration=False, full=hours > 0)
+                return table.vacuum(hours, dry_run=dry_run, enforce_retention_duration=False, full=strays)
 
             # A vacuum commits twice, even when it finds nothing.
             return vacuum(dry_run=False) if vacuum(dry_run=True) else []

@@ -75,7 +75,7 @@ class Maintenance:
         compacted: small files that were joined into others.
         deleted: records that were too old.
         vacuumed: files that were removed from the disk.
-        held: why nothing was deleted or removed, if so.
+        held: why no record was deleted, if so.
     """
 
     compacted: int = 0
@@ -178,17 +178,17 @@ class Lake:
             gone = self._delta.compact(past, PAST_TARGET) if past else 0
             return gone + (self._delta.compact(growing, TODAY_TARGET) if growing else 0)
 
-    def vacuum(self, hours: int = VACUUM_HOURS) -> int:
-        """Remove files that have not been part of the table for that long; returns how many."""
+    def vacuum(self, hours: int = VACUUM_HOURS, *, strays: bool = False) -> int:
+        """Remove files that left the table that long ago; returns how many. Strays are what dead writers left."""
         with _driver_errors("vacuum", self._url):
-            return self._delta.vacuum(hours)
+            return self._delta.vacuum(hours, strays=strays)
 
     def maintain(self, clock: Clock = _SYSTEM_CLOCK, retention_days: float | None = 30) -> Maintenance:
         """Do what keeps a lake small and fast: compact, delete whole days that are too old, vacuum.
 
-        Meant to be called every few minutes. With ``retention_days`` None no record is deleted. Nothing is deleted before ``clock`` has been seen to run
-        steadily for a day, so that a clock which jumps deletes nothing. Where another process is at it,
-        nothing is done.
+        Meant to be called every few minutes. With ``retention_days`` None no record is deleted. Nothing is
+        deleted before ``clock`` has been seen to run steadily for a day, so that a clock which jumps deletes
+        nothing. Where another process is at it, nothing is done.
         """
         if not self._folder.is_dir():
             return Maintenance(held="there is no lake yet")
@@ -197,14 +197,12 @@ class Lake:
                 return Maintenance(held="another process is at it")
             trusted = ClockWatch(self._folder / "clock.json", clock).trusted()
             compacted = self.compact(clock.time_ns())
-            if not trusted:
-                held = "the clock has not been seen running steadily for a day"
-                return Maintenance(compacted=compacted, held=held)
             deleted = 0
-            if retention_days is not None:
+            if trusted and retention_days is not None:
                 oldest = clock.time_ns() - int(retention_days * DAY_NS)
                 deleted = self.delete(oldest // DAY_NS * DAY_NS) if oldest > 0 else 0
-            return Maintenance(compacted, deleted, self.vacuum())
+            held = None if trusted else "the clock has not been seen running steadily for a day"
+            return Maintenance(compacted, deleted, self.vacuum(strays=trusted), held)
 
     def _journals(self) -> Sequence[LiveJournal]:
         return self._live(self._folder / "journals")
@@ -233,16 +231,17 @@ class Lake:
 
     def _on_snapshot(self, journals: Sequence[LiveJournal], query: Query, use: Callable[[Snapshot], T]) -> T:
         """Use the newest version of the table; a newer one when its files were replaced meanwhile."""
-        failed: int | None = None
+        failed: list[str] | None = None
         while True:
             names = [journal.journal for journal in journals]
             snapshot = self._delta.snapshot(names, query.start, query.end)
             try:
                 return use(snapshot)
             except FileGone as error:
-                if snapshot.version == failed:
+                if snapshot.files == failed:
                     raise StoreError(f"cannot read {self._url}: {error}") from error
-                failed = snapshot.version
+                failed = snapshot.files
+                self._delta.reopen()
 
 
 def _small(files: list[int], target: int) -> int:

@@ -9,6 +9,7 @@ import { get, Live } from "./live.js";
 import { fillName, rowsOf, Table } from "./tables.js";
 
 const RANGES = { "5m": 300, "15m": 900, "1h": 3600, "6h": 21600, "24h": 86400, "7d": 604800, "30d": 2592000 };
+const BAD_PERCENT = 1; // failures that stand out in the table
 const DEFAULT_RANGE = "15m";
 const AGES_EVERY_MS = 10_000;
 const SPARKLINES_AT_ONCE = 64;
@@ -134,8 +135,10 @@ function showWarnings(warnings) {
   const key = JSON.stringify(banners);
   if (byId("banners").dataset.key === key) return;
   byId("banners").dataset.key = key;
-  byId("banners").replaceChildren(...banners.map(([kind, title, text]) =>
-    element("div", { class: `banner ${kind}` }, ...(title ? [element("strong", {}, title)] : []), element("span", {}, text))));
+  byId("banners").replaceChildren(...banners.map(([kind, title, text]) => {
+    const strong = title ? [element("strong", {}, title)] : [];
+    return element("div", { class: `banner ${kind}` }, ...strong, element("span", {}, text));
+  }));
 }
 
 const STATES = {
@@ -182,8 +185,8 @@ function showServices(services) {
 /** What to paste where, as long as no application has recorded anything: the server itself always has. */
 function showQuickstart({ applications, ingest, range }) {
   byId("empty").hidden = applications.length > 0 || !range.live;
-  setText(byId("empty-title"), ingest.recorded === 0 ? "Waiting for the first record" : "No application has recorded in this range");
-  const { store } = ingest;
+  const { recorded, store } = ingest;
+  setText(byId("empty-title"), recorded ? "Waiting for records of an application" : "Waiting for the first record");
   setText(byId("store"), store);
   setText(byId("quickstart"), [
     "from tallymark import Metrics",
@@ -225,7 +228,7 @@ const operations = new Table(byId("operations"), {
       key: "error_rate", label: "Errors", numeric: true, sort: (row) => row.error_rate,
       fill: (cell, row) => {
         setText(cell, format.value(row.error_rate, "%"));
-        cell.classList.toggle("is-bad", row.error_rate > 0);
+        cell.classList.toggle("is-bad", row.error_rate >= BAD_PERCENT);
       },
     },
     milliseconds("avg", { wide: true }), milliseconds("p50", { wide: true }),
@@ -234,7 +237,9 @@ const operations = new Table(byId("operations"), {
       key: "sum", label: "Total time", numeric: true, class: "share", sort: (row) => row.sum,
       title: "Count × average, and its share of all operations",
       fill: (cell, row) => {
-        if (!cell.firstChild) cell.append(element("span"), element("span", { class: "share-bar", "aria-hidden": "true" }));
+        if (!cell.firstChild) {
+          cell.append(element("span"), element("span", { class: "share-bar", "aria-hidden": "true" }));
+        }
         setText(cell.firstChild, format.value(row.sum, "ms"));
         cell.title = format.value(row.share * 100, "%");
         cell.lastChild.style.setProperty("--share", row.share.toFixed(4));
@@ -256,12 +261,17 @@ const metrics = new Table(byId("metrics"), {
     },
     {
       key: "trend", label: "", class: "trend",
-      fill: (cell) => { if (!cell.firstChild) cell.append(element("canvas", { class: "spark", "aria-hidden": "true" })); },
+      fill: (cell) => {
+        if (!cell.firstChild) cell.append(element("canvas", { class: "spark", "aria-hidden": "true" }));
+      },
     },
-    { key: "last", label: "Last", numeric: true, sort: (row) => row.last, show: (row) => format.value(row.last, row.unit) },
-    numeric("last_timestamp", "Seen", (row) => format.ago(Math.max(Date.now() / 1000 - row.last_timestamp, 0)), { wide: true }),
+    numeric("last", "Last", (row) => format.value(row.last, row.unit)),
+    numeric("last_timestamp", "Seen", (row) => format.ago(Date.now() / 1000 - row.last_timestamp), { wide: true }),
     numeric("count", "Records", (row) => format.count(row.count), { class: "roomy" }),
-    { key: "unit", label: "Unit", class: "unit", wide: true, sort: (row) => row.unit, show: (row) => (row.unit === "1" ? "" : format.visible(row.unit)) },
+    {
+      key: "unit", label: "Unit", class: "unit", wide: true, sort: (row) => row.unit,
+      show: (row) => (row.unit === "1" ? "" : format.visible(row.unit)),
+    },
   ],
 });
 
@@ -288,7 +298,8 @@ const sparklines = {
     const found = new Map(this.shown.map(([row]) => [this.id(row), []]));
     try {
       for (let at = 0; at < names.length; at += SPARKLINES_AT_ONCE) {
-        const { series } = await get("series/sparklines", { ...parameters(), name: names.slice(at, at + SPARKLINES_AT_ONCE) });
+        const name = names.slice(at, at + SPARKLINES_AT_ONCE);
+        const { series } = await get("series/sparklines", { ...parameters(), name });
         for (const each of series) if (found.has(this.id(each))) found.set(this.id(each), each.values);
       }
     } catch {
@@ -350,7 +361,9 @@ byId("status").addEventListener("click", () => {
   if (connection === "paused") byId("ranges").querySelector(`[data-range="${DEFAULT_RANGE}"]`).click();
 });
 
-byId("service").addEventListener("change", ({ target }) => look({ service: target.value === "" ? null : target.value.slice(1) }));
+byId("service").addEventListener("change", ({ target }) => {
+  look({ service: target.value === "" ? null : target.value.slice(1) });
+});
 byId("operations-filter").addEventListener("input", ({ target }) => operations.filter(target.value));
 byId("metrics-filter").addEventListener("input", ({ target }) => metrics.filter(target.value));
 
@@ -391,6 +404,7 @@ matchMedia("(prefers-contrast: more)").addEventListener("change", showTheme);
 
 setInterval(() => { if (latest && !document.hidden) metrics.render(); }, AGES_EVERY_MS);
 setText(byId("zone"), format.zone);
+addEventListener("hashchange", () => location.reload()); // an address that somebody pasted, not our own
 const wanted = readAddress();
 showTheme();
 if (view.range === "custom") byId("custom").hidden = false;

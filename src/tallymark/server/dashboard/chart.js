@@ -16,6 +16,14 @@ function readPalette() {
   return (name) => style.getPropertyValue(`--${name}`).trim();
 }
 
+const MINUTE = 60;
+const HOUR = 60 * MINUTE;
+const DAY = 24 * HOUR;
+const TIME_STEPS = [
+  1, 2, 5, 10, 15, 30, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE, 30 * MINUTE,
+  HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 5 * DAY, 10 * DAY, 30 * DAY, 91 * DAY, 365 * DAY,
+];
+
 const charts = new Set();
 
 /** Draw everything again in the colours of the present theme. */
@@ -78,7 +86,7 @@ export class TimeChart {
     this.area = element("div", {
       class: "plot", tabindex: "0", role: "img", "aria-label": `${title}, ${unit}`,
     });
-    this.nothing = element("p", { class: "nothing" }, "Nothing recorded in this range");
+    this.nothing = element("p", { class: "nothing" });
     this.root = element(
       "figure", { class: "card chart" },
       element(
@@ -101,6 +109,7 @@ export class TimeChart {
     const data = [times, ...this.#lines.map(({ key }) => bridge(columns[key] ?? times.map(() => null)))];
     const empty = data.slice(1).every((values) => values.every((value) => value === null || value === undefined));
     this.nothing.hidden = !empty;
+    setText(this.nothing, range.live ? "Nothing in this range yet" : "Nothing in this range");
     if (this.#plot) this.#plot.setData(data);
     else this.#create(data);
     this.#describe();
@@ -138,21 +147,25 @@ export class TimeChart {
       series: [{}, ...this.#lines.map((line) => this.#series(line))],
       axes: [
         {
-          stroke: axis, font: AXIS_FONT, grid: { show: false }, ticks: { show: false }, size: 26, gap: 6, space: 64,
+          stroke: axis, font: AXIS_FONT, grid: { show: false }, ticks: { show: false }, size: 26, gap: 6,
+          space: 64, incrs: TIME_STEPS,
           values: (_, splits, __, ___, increment) => format.ticks(splits, increment),
         },
         {
           stroke: axis, font: AXIS_FONT, grid, ticks: { show: false }, gap: 6, space: height < 150 ? 28 : 36,
           ...(format.isBytes(unit) && { incrs: BINARY_STEPS.map((step) => step / this.#bytes()) }),
           size: (plot, values) => this.#axisWidth(plot, values),
-          values: (_, splits) => splits.map((split) => format.value(split, unit)),
+          values: (_, splits) => format.scale(splits, unit),
         },
       ],
       cursor: {
         y: false,
         points: { size: 7, width: 2, fill: () => palette("card") },
         drag: { x: true, y: false, setScale: false, dist: 6 },
-        sync: { key: SYNC, setSeries: false, scales: ["x", null], filters: { pub: (type) => !/^mouse(down|up)|click/.test(type) } },
+        sync: {
+          key: SYNC, setSeries: false, scales: ["x", null],
+          filters: { pub: (type) => type === "mousemove" || type === "mouseleave" }, // each zooms by itself
+        },
         bind: { dblclick: () => null },
       },
       hooks: {
@@ -227,7 +240,10 @@ export class TimeChart {
     const at = index ?? null;
     this.#lines.forEach((line, position) => {
       const values = this.#columns[line.key] ?? [];
-      const shown = at === null ? values.findLast((value) => value !== null) : values[at];
+      // What is drawn through has no value of its own: uPlot then points at the nearest that has.
+      const shown = at === null
+        ? values.findLast((value) => value !== null)
+        : values[this.#plot.cursor.idxs?.[position + 1] ?? at];
       setText(this.legend[position].value, format.value(shown ?? null, line.unit ?? this.#options.unit));
     });
     const here = at !== null && (this.#pointed || document.activeElement === this.area);
@@ -287,7 +303,7 @@ function isolated(plot, series) {
   const values = plot.data[series];
   const lonely = [];
   let before = null;
-  const next = (from) => { let at = from; while (at < values.length && values[at] === undefined) at++; return values[at] ?? null; };
+  const next = (from) => values.slice(from).find((value) => value !== undefined) ?? null;
   for (let index = 0; index < values.length; index++) {
     if (values[index] === undefined) continue;
     if (values[index] !== null && before === null && next(index + 1) === null) lonely.push(index);
@@ -313,7 +329,8 @@ export function sparkline(canvas, values, colour = "c1", { floor = null, area = 
   context.lineJoin = "round";
   context.strokeStyle = context.fillStyle = palette(colour);
   const x = (index) => 1.5 + (index / Math.max(values.length - 1, 1)) * (width - 3);
-  const y = (value) => (high === low ? (floor === null ? height / 2 : height - 2) : height - 2 - ((value - low) / (high - low)) * (height - 4));
+  const flat = floor === null ? 0.5 : 0; // how high a line lies that never changes
+  const y = (value) => height - 2 - (high === low ? flat : (value - low) / (high - low)) * (height - 4);
   for (const run of runs(bridge(values))) {
     if (run.length === 1) {
       context.beginPath();

@@ -55,10 +55,8 @@ export class Detail {
     this.#clear();
     this.#series = series;
     setText(byId("detail-title"), format.visible(series.name));
-    const unit = series.unit === "1" ? [] : [format.visible(series.unit)];
-    byId("detail-kind").replaceChildren(
-      ...[format.visible(series.metric_type), ...unit, format.visible(series.service)].map((part) => element("bdi", {}, part)),
-    );
+    const kinds = [series.metric_type, ...(series.unit === "1" ? [] : [series.unit]), series.service];
+    byId("detail-kind").replaceChildren(...kinds.map((kind) => element("bdi", {}, format.visible(kind))));
     if (!this.#dialog.open) this.#dialog.showModal();
     return this.refresh(view);
   }
@@ -85,10 +83,9 @@ export class Detail {
     const { unit } = this.#series;
     const { total } = chart;
     this.#charts ??= this.#build(unit, total);
-    const figures = total === null ? [] : FIGURES.filter(([label]) => label !== "Error rate" || total.error_rate !== null);
-    byId("detail-figures").replaceChildren(
-      ...figures.map(([label, show]) => element("div", {}, element("dt", {}, label), element("dd", {}, show(total, unit)))),
-    );
+    const known = ([label]) => total !== null && (label !== "Error rate" || total.error_rate !== null);
+    const figure = ([label, show]) => element("div", {}, element("dt", {}, label), element("dd", {}, show(total, unit)));
+    byId("detail-figures").replaceChildren(...FIGURES.filter(known).map(figure));
     const times = timesOf(chart.range, chart.rate.length);
     const failing = chart.rate.map((rate, at) => (rate === null ? null : (rate * (chart.error_rate[at] ?? 0)) / 100));
     for (const each of this.#charts) each.update(times, { ...chart, failing }, chart.range);

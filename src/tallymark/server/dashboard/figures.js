@@ -19,7 +19,8 @@ export class Tiles {
 
   constructor() {
     this.#tiles = TILES.map((tile) => {
-      const heading = element("h3", {}, ...(tile.latency ? [element("span", { class: "tile-kind" }, "Latency ")] : []), tile.label);
+      const kind = tile.latency ? [element("span", { class: "tile-kind" }, "Latency ")] : [];
+      const heading = element("h3", {}, ...kind, tile.label);
       const value = element("p", { class: "tile-value" }, "–");
       const note = element("p", { class: "tile-note" });
       const canvas = element("canvas", { class: "spark", "aria-hidden": "true" });
@@ -100,7 +101,8 @@ export class Charts {
     const { last } = system;
     const of = (used, total, unit) =>
       (used === undefined || total === undefined ? "" : `${format.value(used, unit)} of ${format.value(total, unit)}`);
-    this.#machine.cpu.remark(last.cpu_count === undefined ? "" : `${last.cpu_count} ${last.cpu_count === 1 ? "core" : "cores"}`);
+    const cores = last.cpu_count;
+    this.#machine.cpu.remark(cores === undefined ? "" : `${cores} ${cores === 1 ? "core" : "cores"}`);
     this.#machine.memory.remark(of(last.memory_used_mb, last.memory_total_mb, "MiBy"));
     this.#machine.disk.remark(of(last.disk_used_gb, last.disk_total_gb, "GiBy"));
   }
@@ -121,15 +123,18 @@ export class Ingest {
     this.#set("Recorded", format.exact(recorded), "= stored + pending + dropped");
     this.#set("Stored", format.exact(stored), stored ? `${(bytes / stored).toFixed(1)} bytes a record` : "");
     this.#set("Pending", format.exact(pending), "in journals, already visible here");
-    this.#set("Dropped", format.exact(total), lost.map(([reason, number]) => `${format.visible(reason)}: ${format.exact(number)}`).join(", "), total > 0);
+    const reasons = lost.map(([reason, number]) => `${format.visible(reason)}: ${format.exact(number)}`).join(", ");
+    this.#set("Dropped", format.exact(total), reasons, total > 0);
     this.#set("On disk", format.bytes(bytes), "");
     const warnings = [];
     if (total > 0) {
-      const reasons = lost.map(([reason, number]) => `${format.visible(reason)}: ${format.exact(number)}`).join(", ");
       warnings.push(`${format.exact(total)} records were dropped (${reasons}). The figures below lack them.`);
     }
     if (this.#grows(pending)) {
-      warnings.push(`${format.exact(pending)} records wait in journals, and more every second: nothing moves them into the store. Nothing is lost yet.`);
+      warnings.push(
+        `${format.exact(pending)} records wait in journals, and ever more: nothing moves them into the store. ` +
+        "Nothing is lost yet.",
+      );
     }
     return warnings;
   }

@@ -60,12 +60,14 @@ const percent = (number) => {
   return `${Math.abs(number) >= 99.95 ? Math.round(number * 100) / 100 : digits(number)}%`;
 };
 
-/** A rate, per minute or hour where it would be less than one in ten seconds or minutes. */
-function rate(perSecond) {
+/** Per second; per minute or hour where that would be less than one in ten seconds or minutes. */
+function perTime(perSecond) {
   const size = Math.abs(perSecond);
-  if (size === 0 || size >= 0.0995) return `${count(perSecond)}/s`;
-  return size * 60 >= 0.0995 ? `${digits(perSecond * 60)}/min` : `${digits(perSecond * 3600)}/h`;
+  if (size === 0 || size >= 0.0995) return [1, "/s"];
+  return size * 60 >= 0.0995 ? [60, "/min"] : [3600, "/h"];
 }
+
+const rate = (perSecond, [factor, suffix] = perTime(perSecond)) => `${count(perSecond * factor)}${suffix}`;
 
 /** A value with its unit, in the spelling that tallymark stores (UCUM). */
 export function value(number, unit) {
@@ -77,6 +79,13 @@ export function value(number, unit) {
   if (unit === "1" || unit === "") return count(number);
   if (unit === "1/s") return rate(number);
   return `${count(number)} ${visible(unit)}`;
+}
+
+/** The labels of an axis of values. */
+export function scale(splits, unit) {
+  if (unit !== "1/s") return splits.map((split) => value(split, unit));
+  const step = perTime(Math.max(...splits));
+  return splits.map((split) => rate(split, step));
 }
 
 /** Whether a unit counts bytes, whose round numbers are powers of two. */

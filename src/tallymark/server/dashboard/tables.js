@@ -139,7 +139,7 @@ export class Table {
   }
 }
 
-const classes = (column) => [column.numeric && "numeric", column.wide && "wide", column.class].filter(Boolean).join(" ");
+const classes = ({ numeric, wide, class: own }) => [numeric && "numeric", wide && "wide", own].filter(Boolean).join(" ");
 
 const compare = (a, b) => (typeof a === "number" ? a - b : a < b ? -1 : a > b ? 1 : 0);
 
