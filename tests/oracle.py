@@ -60,7 +60,9 @@ def text_of(row: Row, field: str) -> Any:
             return None
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # Inside of lists and objects there may be escapes, and DuckDB writes their digits in capitals.
+    return re.sub(r"\\u[0-9a-f]{4}", lambda escape: "\\u" + escape[0][2:].upper(), text)
 
 
 def close(left: Any, right: Any, scale: float) -> bool:

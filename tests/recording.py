@@ -1,20 +1,39 @@
 """What the tests of the recording side share: reading back, shipping, and children that record."""
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import tallymark
+from tallymark import Metrics
 from tallymark.lane import JOURNALS
 from tallymark.lane_reader import lanes
 from tallymark.model import RESERVED_TYPE, Record
-from tallymark.shipper import Shipped, ship_once
+from tallymark.shipper import Shipped, ship_once, shipping_lock
 from tallymark.store import StoreInfo
 
 DEADLINE_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def recording(folder: Path, **settings: Any) -> Generator[Metrics]:
+    """A recorder that runs; it leaves its journal to others, which takes no time."""
+    metrics = Metrics(**{"store": folder, "service": "test", **settings})
+    metrics.start()
+    try:
+        yield metrics
+    finally:
+        stop(metrics, folder)
+
+
+def stop(metrics: Metrics, folder: Path) -> None:
+    """End recording and leave the journal to others."""
+    with shipping_lock(folder / JOURNALS):
+        metrics.stop()
 
 
 def live(folder: Path) -> list[dict[str, Any]]:

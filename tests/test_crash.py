@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from recording import books, eventually, output, python, ship
 
 import tallymark
-from recording import books, eventually, output, python, ship
 
 KILLS = 2_000 if os.environ.get("TALLYMARK_SOAK") else 200
 """Over both ways to record."""

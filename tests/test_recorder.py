@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import books, eventually, live, output, python, ship, stored
+from recording import books, eventually, live, output, python, recording, ship, stop, stored
 
 from tallymark import BufferFull, ConfigError, Metrics, MetricsStats
 from tallymark.lane import JOURNALS
@@ -35,11 +35,8 @@ def total(stats: MetricsStats) -> int:
 @pytest.fixture
 def metrics(folder: Path) -> Iterator[Metrics]:
     """A recorder that runs."""
-    metrics = Metrics(folder, service="shop")
-    metrics.start()
-    yield metrics
-    with shipping_lock(folder / JOURNALS):  # so that it does not start a shipper now
-        metrics.stop()
+    with recording(folder, service="shop") as metrics:
+        yield metrics
 
 
 # What is stored
@@ -92,7 +89,6 @@ def test_on_behalf_of_others(metrics: Metrics, folder: Path) -> None:
         "queue", "depth", 3, service="other", timestamp=5_000_000_000, description="How many wait"
     )
     assert identifier is not None
-    metrics.stop(TIMEOUT)
     (record,) = stored(folder)
     assert (record.id, record.service, record.timestamp, record.description) == (
         identifier,
@@ -137,9 +133,9 @@ def test_a_long_error_is_cut(metrics: Metrics, folder: Path) -> None:
 
 
 def test_the_service_is_the_program_by_default(folder: Path) -> None:
-    with Metrics(folder) as metrics:
+    with recording(folder, service=None) as metrics:
         metrics.record("a", "b", 1.0)
-        (row,) = live(folder)
+    (row,) = live(folder)
     assert row["service"] == metrics.service == "pytest"
 
 
@@ -183,7 +179,12 @@ class Text(str):
 )
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_bad_operation(metrics: Metrics, folder: Path, field: str, value: Any, rule: str, warm: bool) -> None:
-    good = {"operation_type": "a", "operation_name": "b", "duration_ms": 1.0, "metadata": {"region": "eu"}}
+    good: dict[str, Any] = {
+        "operation_type": "a",
+        "operation_name": "b",
+        "duration_ms": 1.0,
+        "metadata": {"region": "eu"},
+    }
     if warm:
         metrics.record_operation(**good)
     before = metrics.get_stats()
@@ -215,7 +216,7 @@ def test_a_bad_operation(metrics: Metrics, folder: Path, field: str, value: Any,
 )
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_bad_value(metrics: Metrics, folder: Path, field: str, value: Any, rule: str, warm: bool) -> None:
-    good = {"metric_type": "a", "name": "b", "value": 1.0}
+    good: dict[str, Any] = {"metric_type": "a", "name": "b", "value": 1.0}
     if warm:
         metrics.record(**good)
     with pytest.raises(ValueError, match=rule):
@@ -227,7 +228,11 @@ def test_a_bad_value(metrics: Metrics, folder: Path, field: str, value: Any, rul
 
 def test_a_wrong_call_is_a_type_error(metrics: Metrics) -> None:
     wrong: Any = metrics.record_operation
-    for arguments, keywords in ((("a",), {}), (("a", "b", 1.0), {"nonsense": 1}), (("a", "b", 1.0), {"duration_ms": 1.0})):
+    for arguments, keywords in (
+        (("a",), {}),
+        (("a", "b", 1.0), {"nonsense": 1}),
+        (("a", "b", 1.0), {"duration_ms": 1.0}),
+    ):
         with pytest.raises(TypeError, match=r"record_operation\(\)"):
             wrong(*arguments, **keywords)
     assert metrics.get_stats().total_recorded == 0
@@ -287,7 +292,7 @@ def test_before_start_and_after_stop(folder: Path) -> None:
     metrics.start()
     metrics.record("a", "b", 1.0)
     assert metrics.get_stats().is_running
-    metrics.stop(TIMEOUT)
+    stop(metrics, folder)
     for call in calls(metrics):
         with pytest.raises(RuntimeError, match=r"not running"):
             call()
@@ -304,11 +309,10 @@ def test_starting_twice_is_an_error_and_stopping_twice_is_not(metrics: Metrics) 
 
 def test_it_can_be_started_again(metrics: Metrics, folder: Path) -> None:
     metrics.record("a", "b", 1.0)
-    metrics.stop(TIMEOUT)
+    stop(metrics, folder)
     metrics.start()
     assert metrics.get_stats().total_recorded == 0
     metrics.record("a", "b", 2.0)
-    metrics.stop(TIMEOUT)
     assert [record.value for record in stored(folder)] == [1.0, 2.0]
 
 
@@ -368,11 +372,9 @@ def test_it_keeps_to_its_folder_when_the_program_goes_elsewhere(
 
 @pytest.mark.parametrize("store", [str, lambda path: f"lake:{path}", lambda path: path])
 def test_ways_to_name_the_store(folder: Path, store: Callable[[Path], Any]) -> None:
-    metrics = Metrics(store(folder))
-    metrics.start()
-    metrics.record("a", "b", 1.0)
-    metrics.stop(TIMEOUT)
-    assert books(folder).stored == 1
+    with recording(folder, store=store(folder)) as metrics:
+        metrics.record("a", "b", 1.0)
+    assert books(folder).pending == 1
 
 
 # Waiting and awaiting
@@ -580,14 +582,17 @@ def recorded_again(metrics: Metrics) -> bool:
     return sum(metrics.get_stats().dropped.values()) == before
 
 
+def fill(metrics: Metrics) -> None:
+    for _ in range(1000):
+        metrics.record("a", "b", 1.0)
+
+
 def test_a_full_journal_raises_where_it_was_told_to(folder: Path) -> None:
     metrics = Metrics(folder, max_queue_size=512, on_full="raise")
     metrics.start()
-    kept = 0
     with shipping_lock(folder / JOURNALS):
         with pytest.raises(BufferFull, match=r"has no room \(journal_full\)"):
-            for kept in range(1000):
-                metrics.record("a", "b", 1.0)
+            fill(metrics)
         with pytest.raises(BufferFull):
             metrics.record("a", "b", 1.0)
         with pytest.raises(BufferFull), metrics.track_operation("fine"):
@@ -595,7 +600,9 @@ def test_a_full_journal_raises_where_it_was_told_to(folder: Path) -> None:
         with pytest.raises(ZeroDivisionError), metrics.track_operation("broken"):
             raise ZeroDivisionError
         stats = metrics.get_stats()
+        kept = len(live(folder))
         assert (stats.total_recorded, stats.queue_size, stats.dropped) == (kept, kept, {})
+        assert kept > 400
     metrics.stop(TIMEOUT)
 
 

@@ -59,7 +59,7 @@ MIN_HEAP: Final = 128 * 1024
 
 _encode_series = msgspec.json.Encoder().encode
 _pack = ENTRY.pack
-_UNWRITTEN: Final = bytes(ENTRY_SIZE)
+_UNWRITTEN: Final = bytes(8)
 
 
 class Lane(LaneState):
@@ -149,7 +149,7 @@ class Lane(LaneState):
             buffer[at + 8 : at + ENTRY_SIZE] = entry[4:]
             buffer[at : at + 8] = crc32(text, crc32(entry)).to_bytes(4, "little") + entry[:4]
         except BaseException:
-            if buffer[at : at + ENTRY_SIZE] == _UNWRITTEN:
+            if buffer[at : at + 8] == _UNWRITTEN:
                 self.at = at
                 self.heap = heap
             raise

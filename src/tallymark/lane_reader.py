@@ -1,6 +1,7 @@
 """Reading lanes, as columns and from any process, while their writers go on.
 
-Read with ``pread``, not through a mapping: a file that somebody truncates then costs the records in it, not the process.
+Read with ``pread``, not through a mapping: a file that somebody truncates then costs the records in it, not the
+process.
 """
 
 import contextlib
@@ -171,19 +172,18 @@ class LaneReader:
         if start >= CLOSED:
             return Range(SCHEMA.empty_table(), start, 0)
         entries = self._entries()
-        heap = os.pread(self._fd, self._size - self._heap_start, self._heap_start)
         offsets = _text_offsets(entries, self._heap_start)
+        used = min(int(offsets[:, 4].max(initial=0)), self._size - self._heap_start)
+        heap = os.pread(self._fd, used, self._heap_start)
         intact = _check(entries, heap, offsets, start)
         series = _series(entries, heap, offsets, intact)
         valid = intact & (entries["kind"] == RECORD) & np.isin(entries["series"], list(series))
         valid[:start] = False
         rows = np.flatnonzero(valid)
         end = len(entries) if complete else int(rows[-1]) + 1 if len(rows) else start
-        # A series has no timestamp; a real timestamp has more than one byte, so one flipped byte does not look like it.
-        is_record = np.count_nonzero(np.ascontiguousarray(entries["timestamp"]).view("u1").reshape(-1, 8), axis=1) > 1
-        corrupt = int(np.count_nonzero(is_record[start:end] & ~valid[start:end]))
+        corrupt = _count_records(entries[start:end][~valid[start:end]])
         records = int(np.count_nonzero(entries["kind"][:end] != SERIES))
-        return Range(self._table(entries[rows], rows, offsets[rows], heap, series), end, corrupt, records)
+        return Range(self._table(_pick(entries, rows), rows, offsets[rows], heap, series), end, corrupt, records)
 
     def _table(
         self,
@@ -211,10 +211,11 @@ class LaneReader:
             return texts.take(_indices(np.arange(turn, 5 * n, 5), missing))
 
         known = list(series)
-        number = _indices(np.searchsorted(known, entries["series"]))
+        dense = known[-1] == len(known) - 1  # as they are, but for a damaged definition
+        number = _indices(entries["series"] if dense else np.searchsorted(known, entries["series"]))
         outcome = entries["outcome"]
         columns = {
-            "journal": pa.array([self.journal]).take(_indices(np.zeros(n, dtype="i4"))),
+            "journal": pa.repeat(self.journal, n),
             "seq": pa.array(rows),
             "timestamp": pa.array(np.ascontiguousarray(entries["timestamp"])),
             **{
@@ -234,6 +235,19 @@ class LaneReader:
 def _indices(rows: npt.NDArray[np.integer[Any]], missing: npt.NDArray[np.bool_] | None = None) -> Any:
     """What ``take`` is to take; null where it is missing."""
     return pa.array(rows, mask=missing)
+
+
+def _pick(entries: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Some of the entries. As opaque bytes they are copied whole; numpy would go through them field by field."""
+    return entries.view(f"V{ENTRY_SIZE}")[rows].view(ENTRY_DTYPE)
+
+
+def _count_records(unreadable: npt.NDArray[Any]) -> int:
+    """How many unreadable entries were records: a series has no timestamp, and a real timestamp has more than one byte
+    that is not zero, so one flipped byte does not look like it.
+    """
+    stamps = np.ascontiguousarray(unreadable["timestamp"]).view("u1").reshape(-1, 8)
+    return int(np.count_nonzero(np.count_nonzero(stamps, axis=1) > 1))
 
 
 def _text_offsets(entries: npt.NDArray[Any], heap_start: int) -> npt.NDArray[np.int64]:

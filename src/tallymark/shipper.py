@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Final
 
@@ -238,8 +239,19 @@ class Shipper:
         return any(lane.is_complete() for lane in each_lane(self._journals))
 
 
+class _NoPandas(MetaPathFinder):
+    """Where there is a pandas pyarrow imports it on the way, which takes twice as long as everything else here."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name=name)
+
+
 def main() -> int:
     """Ship once; the command that a recorder starts. Exits with :data:`BUSY` where somebody else is doing so."""
+    sys.meta_path.insert(0, _NoPandas())
+    # Arrow's own pool gives memory back at once and the kernel clears it anew, which takes as long as the work itself.
+    pa.set_memory_pool(pa.system_memory_pool())
     try:
         if ship_once(sys.argv[1]) is None:
             return BUSY

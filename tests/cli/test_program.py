@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tallymark import __version__
+
 from .conftest import Program
 
 COMMANDS = ["serve", "demo", "query", "tail", "info", "doctor"]
@@ -27,7 +29,7 @@ def test_help_names_every_command_and_the_exit_codes(tallymark: Program) -> None
 
 
 def test_version(tallymark: Program) -> None:
-    assert tallymark("--version").stdout == "tallymark 0.1.0\n"
+    assert tallymark("--version").stdout == f"tallymark {__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["query", "--nonsense"], ["query", "--limit", "0"], []])

@@ -114,9 +114,7 @@ class Supervisor:
                 continue
             if self._stop.is_set():
                 return
-            how = (
-                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            )
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             raise ChildEnded(f"the {child.name} {how}")
 
     def _end_all(self) -> None:

@@ -7,6 +7,7 @@ It is a plain ASGI callable. ``BaseHTTPMiddleware`` was refused: it alone costs 
 request, and counts background tasks as part of the response.
 """
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter_ns
@@ -130,9 +131,10 @@ class MetricsMiddleware:
         while layer is not None and getattr(layer, "app", None) is not self:
             layer = getattr(layer, "app", None)
         if layer is not None:
-            layer.app = self._inner
-            self.app = stack
-            app.middleware_stack = self
+            with contextlib.suppress(AttributeError):  # a layer that does not let go of what it wraps
+                layer.app = self._inner
+                self.app = stack
+                app.middleware_stack = self
 
     def _count_failure(self, failure: Exception) -> None:
         self.failures += 1
@@ -176,21 +178,20 @@ class _Request:
         return message
 
     async def send(self, message: Message) -> None:
-        is_start = message["type"] == "http.response.start"
-        if is_start:
-            # To a client that has left, a framework may still answer with what came of that.
-            self.status = _CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
-            message = _with_trace_id(message, self._trace_id)
         try:
-            await self._send(message)
-        # How a server says that the client is gone, since version 2.4 of the ASGI specification.
+            if message["type"] == "http.response.start":
+                # To a client that has left, a framework may still answer with what came of that.
+                self.status = _CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
+                await self._send(_with_trace_id(message, self._trace_id))
+                self.first = perf_counter_ns()
+            else:
+                await self._send(message)
+                if not message.get("more_body"):
+                    self.ended = perf_counter_ns()
         except OSError:
+            # How a server says that the client is gone, since version 2.4 of the ASGI specification.
             self.disconnected = True
             raise
-        if is_start:
-            self.first = perf_counter_ns()
-        elif not message.get("more_body"):
-            self.ended = perf_counter_ns()
 
     def record(self, record: Record, names: RouteNames, scope: Scope) -> None:
         left = perf_counter_ns()
