@@ -49,7 +49,11 @@ def run(quick: bool = False) -> list[Row]:
     return [
         Row("import tallymark", ms["tallymark"], "ms", "import prometheus_client", ms["prometheus_client"], 0.3),
         Row(
-            "import tallymark", ms["tallymark"], "ms", "import opentelemetry.sdk.metrics", ms["opentelemetry.sdk.metrics"]
+            "import tallymark",
+            ms["tallymark"],
+            "ms",
+            "import opentelemetry.sdk.metrics",
+            ms["opentelemetry.sdk.metrics"],
         ),
         Row("heavy packages that recording loads", len(heavy), "", limit=0, note=", ".join(heavy)),
     ]

@@ -40,7 +40,15 @@ def run(quick: bool = False) -> list[Row]:
     note = f"an idle interpreter has {idle / 1024:.0f}; mapped journals count"
     if dropped:
         note += f"; {dropped} of the records were dropped, the journal was full"
-    return [Row(f"peak memory of {RECORDS:,} records, over an idle interpreter", (peak - idle) / 1024, "MiB", limit=60, note=note)]
+    return [
+        Row(
+            f"peak memory of {RECORDS:,} records, over an idle interpreter",
+            (peak - idle) / 1024,
+            "MiB",
+            limit=60,
+            note=note,
+        )
+    ]
 
 
 def _numbers(code: str) -> list[int]:

@@ -14,9 +14,9 @@ def run(quick: bool = False) -> list[Row]:
     records = 400_000 if quick else 2_000_000
     kind = "" if core else ", pure Python"
     with TemporaryDirectory(prefix="tallymark-bench-") as folder:
-        own, total, children = _record_and_ship(folder, records)
+        own, total = _record_and_ship(folder, records)
     with TemporaryDirectory(prefix="tallymark-bench-") as folder:
-        _, few, _ = _record_and_ship(folder, 1)
+        own_of_one, total_of_one = _record_and_ship(folder, 1)
     return [
         Row(
             f"record until in Parquet, CPU of all processes{kind}",
@@ -27,29 +27,34 @@ def run(quick: bool = False) -> list[Row]:
             4.0,
             f"{records:,} records as fast as they can be made",
         ),
-        Row(f"the least that a shipping child costs, CPU{kind}", few * 1e3, "ms", note="it starts, imports, ships 1 record"),
+        Row(
+            f"the least that a shipping child costs, CPU{kind}",
+            (total_of_one - own_of_one) * 1e3,
+            "ms",
+            note="it starts, imports, ships 1 record",
+        ),
     ]
 
 
-def _record_and_ship(folder: str, records: int) -> tuple[float, float, float]:
-    """CPU seconds: of the calls, of everything, and of the children alone."""
-    calls = workload.calls(records)
+def _record_and_ship(folder: str, records: int) -> tuple[float, float]:
+    """CPU seconds: of the calls, and of everything."""
+    calls = workload.Calls(records)
     with Metrics(folder, service="shop", max_queue_size=2 * records + 100_000) as metrics:
         metrics.record("warm", "up", 1.0)
         metrics.flush(timeout=60)
-        everything, in_children = _cpu(resource.RUSAGE_SELF), _cpu(resource.RUSAGE_CHILDREN)
+        before = _cpu()
         started = time.thread_time()
-        calls.record_with(metrics.record_operation)
+        calls.make(metrics.record_operation)
         own = time.thread_time() - started
         metrics.flush(timeout=300)
-        children = _cpu(resource.RUSAGE_CHILDREN) - in_children
-        total = _cpu(resource.RUSAGE_SELF) - everything + children
+        total = _cpu() - before
         stats = metrics.get_stats()
         if stats.queue_size or stats.dropped:
             raise RuntimeError(f"not everything is in the store: {stats}")
-    return own, total, children
+    return own, total
 
 
-def _cpu(who: int) -> float:
-    used = resource.getrusage(who)
-    return used.ru_utime + used.ru_stime
+def _cpu() -> float:
+    """CPU seconds so far, of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import tallymark
 from bench import Row, workload
 from tallymark import Metrics
+from tallymark.reader import Reader
 
 SHIPPED = 200_000
 WAITING = 20_000
@@ -36,7 +37,7 @@ def run(quick: bool = False) -> list[Row]:
     """
     with TemporaryDirectory(prefix="tallymark-bench-") as folder:
         with Metrics(folder, service="shop") as metrics:
-            workload.calls(SHIPPED).record_with(metrics.record_operation)
+            workload.Calls(SHIPPED).make(metrics.record_operation)
         ms = sorted(_delays(folder, 40 if quick else 300))
     p99 = ms[len(ms) * 99 // 100]
     note = f"{SHIPPED:,} records in Parquet, {WAITING:,} and more in the writer's journal"
@@ -52,7 +53,9 @@ def _delays(folder: str, rounds: int) -> list[float]:
     delays = []
     with (
         tallymark.open(folder) as reader,
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer,
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as writer,
     ):
         assert writer.stdin and writer.stdout
         writer.stdout.readline()
@@ -69,6 +72,6 @@ def _delays(folder: str, rounds: int) -> list[float]:
     return delays
 
 
-def _seen(reader: "tallymark.reader.Reader") -> int:
+def _seen(reader: Reader) -> int:
     answer = reader.query(since="now-1h", metric_type="job", name="seen", agg="count")
     return sum(row["count"] for row in answer.rows())

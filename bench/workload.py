@@ -1,13 +1,19 @@
 """The workload of every bench that fills a store: 50 series of unequal popularity, log-normal durations, three metadata
-keys, spread evenly over seven days.
+keys; as calls to make now, or as batches of records spread over seven days.
 """
 
-import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tallymark.batch import CLOSED, SCHEMA, Batch
+from tallymark.journal import LANE_ENTRIES
 
 SERIES: Final = 50
 DAYS: Final = 7
@@ -17,65 +23,100 @@ END: Final = 1_750_000_000_000_000_000 // DAY_NS * DAY_NS
 START: Final = END - DAYS * DAY_NS
 
 ROUTES: Final = [f"GET /api/v1/resource-{number}/{{id}}" for number in range(SERIES)]
-REGIONS: Final = ("eu-west-1", "eu-central-1", "us-east-1", "ap-south-1")
-STATUS: Final = (200, 200, 200, 200, 200, 201, 204, 304, 404, 500)
-WORKERS: Final = tuple(f"web-{number}" for number in range(16))
+METADATA: Final = [
+    {"region": region, "status_code": status, "worker": f"web-{worker}"}
+    for region in ("eu-west-1", "eu-central-1", "us-east-1", "ap-south-1")
+    for status in (200, 200, 200, 200, 200, 201, 204, 304, 404, 500)
+    for worker in range(16)
+]
+"""The 640 combinations of metadata, as often as each is to be had."""
 
-RecordOperation = Callable[[str, str, float, bool, str | None, dict[str, object]], object]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Calls:
-    """The arguments of calls to ``record_operation``, made beforehand.
+class Workload:
+    """What so many records are about, as one entry for each.
 
-    The popularity of the series follows Zipf's law; the duration is log-normal, in ms, at full precision; the
-    metadata has 640 combinations of values.
+    Attributes:
+        routes: the number of the series; popularity follows Zipf's law.
+        durations: in ms, log-normal, at full precision.
+        metadata: the number of the combination.
     """
 
-    routes: list[str]
-    durations: list[float]
-    regions: list[str]
-    status: list[int]
-    workers: list[str]
+    routes: Integers
+    durations: npt.NDArray[np.float64]
+    metadata: Integers
 
-    def record_with(self, record_operation: RecordOperation) -> None:
-        """Make the calls; each makes its own metadata, as an application does."""
+
+def draw(records: int, seed: int = 1) -> Workload:
+    """So many records, the same ones for the same seed."""
+    random = np.random.default_rng(seed)
+    popularity = 1.0 / np.arange(1, SERIES + 1)
+    routes = random.choice(SERIES, records, p=popularity / popularity.sum())
+    durations = random.lognormal(3.0, 0.8, records) * (1 + routes / 10)
+    return Workload(routes, durations, random.integers(0, len(METADATA), records))
+
+
+class Calls:
+    """Calls to ``record_operation``, their arguments made beforehand."""
+
+    def __init__(self, records: int) -> None:
+        work = draw(records)
+        combinations = [METADATA[number] for number in work.metadata.tolist()]
+        self._routes = [ROUTES[number] for number in work.routes.tolist()]
+        self._durations: list[float] = work.durations.tolist()
+        self._regions = [metadata["region"] for metadata in combinations]
+        self._status = [metadata["status_code"] for metadata in combinations]
+        self._workers = [metadata["worker"] for metadata in combinations]
+
+    def make(self, record_operation: Callable[..., object]) -> None:
+        """Make them; each makes its own metadata, as an application does."""
         for route, duration, region, status, worker in zip(
-            self.routes, self.durations, self.regions, self.status, self.workers, strict=True
+            self._routes, self._durations, self._regions, self._status, self._workers, strict=True
         ):
             record_operation(
                 "api_request",
                 route,
                 duration,
-                status < 500,
-                None,
-                {"region": region, "status_code": status, "worker": worker},
+                metadata={"region": region, "status_code": status, "worker": worker},
             )
 
 
-def calls(records: int, seed: int = 1) -> Calls:
-    """So many calls, the same ones for the same seed."""
-    random = np.random.default_rng(seed)
-    popularity = 1.0 / np.arange(1, SERIES + 1)
-    series = random.choice(SERIES, records, p=popularity / popularity.sum())
-    return Calls(
-        routes=[ROUTES[number] for number in series.tolist()],
-        durations=(random.lognormal(3.0, 0.8, records) * (1 + series / 10)).tolist(),
-        regions=[REGIONS[number] for number in random.integers(0, len(REGIONS), records).tolist()],
-        status=[STATUS[number] for number in random.integers(0, len(STATUS), records).tolist()],
-        workers=[WORKERS[number] for number in random.integers(0, len(WORKERS), records).tolist()],
-    )
+def batches(records: int, size: int = 500_000) -> Iterator[Batch]:
+    """Records spread evenly over the seven days, in the order of time, as a shipper hands them to a store."""
+    times = np.sort(np.random.default_rng(1).integers(START, END, records))
+    for first in range(0, records, size):
+        yield _batch(times[first : first + size], draw(len(times[first : first + size]), seed=first))
 
 
-class SevenDays:
-    """A wall clock that passes through the seven days, in so many looks at random intervals, and stays at their end."""
+def _batch(times: Integers, work: Workload) -> Batch:
+    count = len(times)
+    random = np.random.default_rng(times[0])
+    journals = [_journal(random) for _ in range(-(-count // LANE_ENTRIES))]
+    failed = np.array([metadata["status_code"] == 500 for metadata in METADATA])
+    columns: dict[str, Any] = {
+        "journal": _texts(journals, np.arange(count) // LANE_ENTRIES),
+        "seq": np.arange(count) % LANE_ENTRIES,
+        "timestamp": times,
+        "service": pa.repeat("shop", count),
+        "metric_type": pa.repeat("api_request", count),
+        "name": _texts(ROUTES, work.routes),
+        "value": work.durations,
+        "unit": pa.repeat("ms", count),
+        "success": ~failed[work.metadata],
+        "metadata": _texts([msgspec.json.encode(item).decode() for item in METADATA], work.metadata),
+    }
+    empty = pa.nulls(count, pa.string())
+    table = pa.table([columns.get(field.name, empty) for field in SCHEMA], schema=SCHEMA)
+    return Batch(table, dict.fromkeys(journals, CLOSED))
 
-    def __init__(self, looks: int, seed: int = 1) -> None:
-        times = np.sort(np.random.default_rng(seed).integers(START, END, looks))
-        self._times: Iterator[int] = iter(times.tolist())
 
-    def time_ns(self) -> int:
-        """The next of the instants, in ns."""
-        return next(self._times, END - 1)
+def _texts(texts: list[str], numbers: Integers) -> Any:
+    return pa.array(texts, pa.string()).take(pa.array(numbers))
 
-    monotonic_ns = staticmethod(time.perf_counter_ns)
+
+def _journal(random: np.random.Generator) -> str:
+    """A journal's id, as random as those of the recorder."""
+    ident = uuid.UUID(bytes=random.bytes(16)).int
+    return f"{ident >> 40 << 40:032x}"

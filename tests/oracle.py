@@ -62,7 +62,11 @@ def text_of(row: Row, field: str) -> Any:
         return value
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # Inside of lists and objects there may be escapes, and DuckDB writes their digits in capitals.
-    return re.sub(r"\\u[0-9a-f]{4}", lambda escape: "\\u" + escape[0][2:].upper(), text)
+    return re.sub(r"\\(.)([0-9a-f]{4})?", _in_capitals, text)
+
+
+def _in_capitals(escape: re.Match[str]) -> str:
+    return f"\\u{escape[2].upper()}" if escape[1] == "u" else escape[0]
 
 
 def close(left: Any, right: Any, scale: float) -> bool:

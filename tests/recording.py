@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -99,3 +100,23 @@ def eventually(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS)
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def in_threads(work: Callable[[], object], count: int) -> None:
+    """Run something in several threads at once, to the end."""
+    failures: list[BaseException] = []
+    together = threading.Barrier(count)
+
+    def run() -> None:
+        together.wait()
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from recording import books, live, recording, ship, stored
+
 from tallymark.testing import ManualClock
 
 pytestmark = pytest.mark.usefixtures("core")

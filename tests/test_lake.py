@@ -223,7 +223,7 @@ def scans(draw: st.DrawFn) -> Query:
     )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     rows=records(),
     shares=st.tuples(st.integers(0, 25), st.integers(0, 25)),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import books, eventually, live, output, python, recording, ship, stop, stored
+from recording import books, eventually, in_threads, live, output, python, recording, ship, stop, stored
 
 from tallymark import BufferFull, ConfigError, Metrics, MetricsStats
 from tallymark.lane import JOURNALS
@@ -627,23 +627,3 @@ def test_a_full_journal_waits_where_it_was_told_to(folder: Path) -> None:
         while not metrics.get_stats().dropped:
             metrics.record("a", "b", 1.0)
     metrics.stop(TIMEOUT)
-
-
-def in_threads(work: Callable[[], object], count: int) -> None:
-    """Run something in several threads at once, to the end."""
-    failures: list[BaseException] = []
-    together = threading.Barrier(count)
-
-    def run() -> None:
-        together.wait()
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []

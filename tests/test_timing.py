@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from recording import live, recording
+
 from tallymark import Metrics
 from tallymark.testing import ManualClock
 from tallymark.timing import describe
@@ -65,7 +65,7 @@ def test_an_async_block(metrics: Metrics, clock: ManualClock, folder: Path) -> N
             await asyncio.sleep(0)
             clock.advance(0.001)
             timing.metadata["step"] = "two"
-        with pytest.raises(ValueError, match="^no$"):
+        with pytest.raises(ValueError, match="no"):
             async with metrics.track_operation("work"):
                 raise ValueError("no")
 
@@ -113,7 +113,7 @@ def test_a_coroutine(metrics: Metrics, clock: ManualClock, folder: Path) -> None
 
     async def main() -> None:
         assert inspect.iscoroutinefunction(fetch)
-        assert await asyncio.gather(fetch(1), fetch(2)) == [10, 5]
+        assert list(await asyncio.gather(fetch(1), fetch(2))) == [10, 5]
         with pytest.raises(ZeroDivisionError):
             await fetch(0)
         task = asyncio.create_task(fetch(1))
@@ -194,7 +194,7 @@ def test_an_async_generator(metrics: Metrics, clock: ManualClock, folder: Path) 
         assert [item async for item in stream(2)] == [0, 1]
 
         sent = stream(2)
-        assert await sent.asend(None) == 0  # type: ignore[arg-type]
+        assert await sent.asend(None) == 0
         assert await sent.asend("a") == "got a"
         assert await sent.__anext__() == 1
         assert await sent.athrow(KeyError("b")) == "caught 'b'"
@@ -240,7 +240,7 @@ def test_the_arguments_are_checked_at_once(metrics: Metrics) -> None:
         (("a", [1]), "metadata must be a dict"),
     ):
         with pytest.raises(ValueError, match=rule):
-            metrics.track_operation(*arguments)  # type: ignore[arg-type]
+            metrics.track_operation(*arguments)
 
 
 @pytest.mark.parametrize("bad", [{"email": "x"}, {"a": object()}, {1: 2}, {"a": float("nan")}, 5, "text"])

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -49,6 +49,9 @@ PATIENCE_NS: Final = 10_000_000
 
 HELD_NS: Final = 100_000_000
 """How long it waits where no other may be opened."""
+
+STATS_ATTEMPTS: Final = 100
+"""How often statistics are taken again because lanes changed places meanwhile."""
 
 OnFull = Literal["drop", "raise", "wait"]
 
@@ -116,21 +119,18 @@ class Journal:
         self._open: list[Lane] = []  # the free ones and those that somebody holds
         self._opening: list[None] = []  # one for each that is being made
         self._unsynced: list[Lane] = []  # complete and unmapped; sync() closes their files
-        self._complete: dict[
-            Path, int
-        ] = {}  # complete lanes that are still on disk: how many records each has
+        self._complete: dict[Path, int] = {}  # complete lanes that are still on disk: how many records each has
         self._gone: list[tuple[int, int]] = []  # of each lane that was shipped and deleted: records, batches
         self._gone_at = 0
         self._batches: dict[Path, int] = {}  # of lanes that are still there, when stats() last looked
         self._past_dropped: list[list[int]] = []
+        self._begun, self._ended = itertools.count(), itertools.count()  # of _changing()
         # Drops that no lane could take; sync() moves them into one.
         self._homeless = [itertools.count() for _ in DROP_REASONS]
         self._housed = [0] * len(DROP_REASONS)
         self._retry_at = 0
         self._reason = 0
-        self.complaint: str | None = (
-            None  # why no lane could be opened; for a log, not from here: record cannot log
-        )
+        self.complaint: str | None = None  # why no lane could be opened; for a log, not from here: record cannot log
 
     def append(
         self,
@@ -166,11 +166,11 @@ class Journal:
                 lane = held[0]
                 number = lane.series.get(key)
                 if number is None:
-                    number = lane.define(key, check_series(key))
+                    series = check_series(key)
+                    with self._changing():
+                        number = lane.define(key, series)
                 if number is not None:
-                    at = lane.append(
-                        RECORD, number, timestamp, value, outcome, text, metadata, error, trace, session
-                    )
+                    at = lane.append(RECORD, number, timestamp, value, outcome, text, metadata, error, trace, session)
                     if at:
                         if self._sync_each:
                             self._sync_lane(lane)
@@ -210,9 +210,10 @@ class Journal:
         started = time.monotonic_ns()
         while not free and free is self.pool.free:
             waited = time.monotonic_ns() - started
-            if (not self._open or waited > PATIENCE_NS) and self._open_lane():
+            held = self._open or self._opening
+            if (not held or waited > PATIENCE_NS) and self._open_lane():
                 return True
-            if not self._open or waited > HELD_NS:
+            if not held or waited > HELD_NS:
                 return False
             time.sleep(0)
         return True
@@ -284,24 +285,40 @@ class Journal:
 
     def _complete_lane(self, lane: Lane) -> None:
         """Unmap a full lane. Its file is closed by sync(), which may wait for the disk."""
-        self._complete[lane.path] = lane.records
-        self._past_dropped.append(lane.dropped)
-        self._open.remove(lane)
+        with self._changing():
+            try:
+                self._open.remove(lane)
+            except ValueError:
+                return  # another thread completes it
+            self._complete[lane.path] = lane.records
+            self._past_dropped.append(lane.dropped)
         lane.buffer.close()
         self._unsynced.append(lane)
+        if self._closed:  # meanwhile: there is no sync() any more
+            self._close_complete()
 
     def _forget_shipped(self) -> None:
         for path in list(self._complete):
             try:
                 path.stat()
             except FileNotFoundError:
-                records = self._complete.pop(path, None)
-                if records is not None:
-                    # The batch that completed it was one more than those that it told about.
-                    self._gone.append((records, self._batches.pop(path, 0) + 1))
-                    self._gone_at = self._clock.time_ns()
+                with self._changing():
+                    records = self._complete.pop(path, None)
+                    if records is not None:
+                        # The batch that completed it was one more than those that it told about.
+                        self._gone.append((records, self._batches.pop(path, 0) + 1))
+                        self._gone_at = self._clock.time_ns()
             except OSError:
                 continue  # no permission to look, say
+
+    @contextlib.contextmanager
+    def _changing(self) -> Generator[None]:
+        """Around what stats() must not see half done."""
+        next(self._begun)
+        try:
+            yield
+        finally:
+            next(self._ended)
 
     def sync(self) -> None:
         """Bring what was written so far to the disk, and close complete lanes. For one thread at a time."""
@@ -361,6 +378,16 @@ class Journal:
     def stats(self) -> JournalStats:
         """What became of the records of this process so far, as far as its journals tell."""
         self._forget_shipped()
+        for _ in range(STATS_ATTEMPTS):
+            ended = _peek(self._ended)
+            if _peek(self._begun) == ended:
+                stats = self._count()
+                if _peek(self._begun) == ended:
+                    return stats
+            time.sleep(0)
+        return self._count()  # what is half done is so in a frame below this one
+
+    def _count(self) -> JournalStats:
         lanes = dict(self._complete)
         dropped = [sum(column) for column in zip([0] * len(DROP_REASONS), *self._past_dropped, strict=False)]
         counters = {}
@@ -378,9 +405,7 @@ class Journal:
         return JournalStats(
             stored=stored,
             pending=sum(lanes.values()) - sum(shipped.values()),
-            dropped={
-                reason: a + b for reason, a, b in zip(DROP_REASONS, dropped, homeless, strict=True) if a + b
-            },
+            dropped={reason: a + b for reason, a, b in zip(DROP_REASONS, dropped, homeless, strict=True) if a + b},
             batches=gone[1] + sum(self._batches.values()),
             last_batch_ns=max((values[SHIPPED_AT] for values in counters.values()), default=self._gone_at),
         )

@@ -5,6 +5,7 @@ process.
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -306,6 +307,8 @@ def each_lane(folder: Path) -> Iterator[LaneReader]:
         except FileNotFoundError:
             continue  # shipped meanwhile
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # there is nothing wrong with the journal
             if path not in _left_out:
                 _left_out.add(path)
                 _log.warning("a journal is left out: %s", error)

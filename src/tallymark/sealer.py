@@ -16,9 +16,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
 
-from tallymark.errors import ConfigError
 from tallymark.journal import Journal
 from tallymark.lane import JOURNALS
+from tallymark.location import lake_folder
 
 LOCK_FILE: Final = ".shipping"
 """Locked, in the folder of the journals, by whoever ships."""
@@ -32,20 +32,6 @@ MANY_FILES: Final = 8
 """So many journals, left behind by others too, are worth a child at any time."""
 
 _log = logging.getLogger("tallymark")
-
-
-def lake_folder(store: str) -> Path:
-    """The folder of a store URL.
-
-    Raises:
-        ConfigError: the URL is of another kind.
-    """
-    scheme, colon, rest = store.partition(":")
-    if colon and scheme == "lake":
-        return Path(rest)
-    if "://" in store or (colon and scheme == "json"):
-        raise ConfigError(f"store {scheme!r} is not available; use a folder, such as './metrics' or 'lake:./metrics'")
-    return Path(store)
 
 
 def somebody_ships(journals: Path) -> bool:
@@ -64,16 +50,25 @@ def somebody_ships(journals: Path) -> bool:
     return False
 
 
+class _Child(subprocess.Popen[bytes]):
+    """It may outlive the application, or whoever waited for it: no warnings about that."""
+
+    def __del__(self) -> None:
+        if self.stderr:
+            self.stderr.close()
+        super().__del__(_warn=lambda *_, **__: None)  # type: ignore[call-arg]
+
+
 class Sealer:
     """Starts children that ship, when it is worth one."""
 
     def __init__(self, store: str, interval_seconds: float, batch_size: int) -> None:
-        folder = lake_folder(store).absolute()  # the application may change its working directory
+        folder = lake_folder(store)
         self.journals = folder / JOURNALS
         self._store = str(folder)
         self._interval = interval_seconds
         self._batch_size = batch_size
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
         self._started = 0  # children so far
         self._ended = 0  # the number of the newest child that came to an end without finding another shipper
         self._starting = _thread.allocate_lock()  # never waited for
@@ -105,9 +100,9 @@ class Sealer:
         before = self._started
         if not self._is_busy():
             self._start_child()
-        return Waiting(lambda: self._finish(journal, deadline, before))
+        return Waiting(lambda: self._finish(journal, deadline, before, final))
 
-    def _finish(self, journal: Journal, deadline: float, before: int) -> None:
+    def _finish(self, journal: Journal, deadline: float, before: int, final: bool) -> None:
         """Wait until what is in the journal now is stored, or a child that began after ``before`` has done what it
         could; where that failed it said why, and that was logged.
         """
@@ -128,8 +123,8 @@ class Sealer:
                 )
             if busy or self._start_child():
                 continue
-            if not somebody_ships(self.journals):
-                return  # no child can be started, and that was logged
+            if final or not somebody_ships(self.journals):
+                return  # it is left to others, or no child can be started, and that was logged
             with contextlib.suppress(OSError):
                 (self.journals / REQUEST_FILE).touch()
             time.sleep(0.02)
@@ -146,7 +141,7 @@ class Sealer:
             self._bury(child)
         return False
 
-    def _bury(self, child: subprocess.Popen[bytes]) -> None:
+    def _bury(self, child: _Child) -> None:
         complaint = ""
         if child.stderr:
             with child.stderr:
@@ -166,7 +161,7 @@ class Sealer:
                 return True
             self._sealed = time.monotonic()
             self._started += 1
-            self._child = subprocess.Popen(
+            self._child = _Child(
                 [sys.executable, "-m", "tallymark.shipper", self._store],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -27,13 +27,15 @@ from tallymark.clock import Clock, SystemClock
 from tallymark.errors import TallymarkError
 from tallymark.lane import DROP_REASONS, JOURNALS
 from tallymark.lane_reader import LaneReader, each_lane
+from tallymark.location import lake_folder
 from tallymark.model import RESERVED_TYPE
-from tallymark.sealer import BUSY, LOCK_FILE, REQUEST_FILE, lake_folder
+from tallymark.sealer import BUSY, LOCK_FILE, REQUEST_FILE
 from tallymark.store import Store, open_store
+from tallymark.without_pandas import keep_pandas_out
 
 BATCH_ROWS: Final = 500_000
 """About how many rows are written at once."""
-BATCH_FILES: Final = 256
+BATCH_FILES: Final = 100
 """From how many journals at most: each is an open file."""
 POLL_SECONDS: Final = 0.25
 """How often a long-running shipper looks whether there is something to do."""
@@ -88,6 +90,7 @@ def ship(store: Store, journals: Path, clock: Clock) -> Shipped:
                 records += rows
                 batches += rows > 0
                 waiting = []
+        some.clear()  # closes them, before others are opened
     return Shipped(records, batches)
 
 
@@ -252,6 +255,7 @@ def main() -> int:
     sys.meta_path.insert(0, _NoPandas())
     # Arrow's own pool gives memory back at once and the kernel clears it anew, which takes as long as the work itself.
     pa.set_memory_pool(pa.system_memory_pool())
+    keep_pandas_out()
     try:
         if ship_once(sys.argv[1]) is None:
             return BUSY

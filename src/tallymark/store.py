@@ -1,10 +1,10 @@
 """What a store is: the contract, and how one is found by its URL."""
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tallymark.errors import ConfigError
+from tallymark.location import lake_folder
 from tallymark.query import Query
 
 if TYPE_CHECKING:
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from tallymark.batch import Batch
     from tallymark.stores.lake import Lake
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,7 @@ def open_store(url: str = "./metrics") -> "Lake":
     Raises:
         ConfigError: the URL is of no known kind, cannot be used, or a package for it is missing.
     """
-    found = _SCHEME.match(url)
-    scheme, place = (found[1].lower(), url[found.end() :]) if found else ("lake", url)
-    if scheme != "lake" or not place:
-        raise ConfigError(f"no store for {_shown(url)!r}; use a folder, as './metrics' or 'lake:./metrics'")
+    folder = lake_folder(url)
     try:
         from tallymark.stores.lake import Lake
     except ModuleNotFoundError as missing:
@@ -105,9 +100,4 @@ def open_store(url: str = "./metrics") -> "Lake":
             raise
         hint = 'hint: pip install "tallymark[lake]"'
         raise ConfigError(f"a lake needs the package {missing.name}; {hint}") from missing
-    return Lake(place, url=url)
-
-
-def _shown(url: str) -> str:
-    """A URL for an error message: without what may be a password."""
-    return re.sub(r"//[^/@]*@", "//…@", url)
+    return Lake(folder, url=url)

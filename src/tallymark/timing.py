@@ -22,9 +22,7 @@ class Timing:
         metadata: stored with the record; the block may add to it.
     """
 
-    def __init__(
-        self, metrics: "Metrics", operation_type: str, name: str, metadata: Mapping[str, Any] | None
-    ) -> None:
+    def __init__(self, metrics: "Metrics", operation_type: str, name: str, metadata: Mapping[str, Any] | None) -> None:
         self.metadata: dict[str, Any] = dict(metadata or {})
         self._metrics = metrics
         self._operation_type = operation_type

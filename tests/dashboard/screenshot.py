@@ -1,4 +1,4 @@
-"""Takes the picture in the README: ``python tests/dashboard/screenshot.py docs/dashboard.png``.
+"""Takes the picture in the README: ``cd tests && python -m dashboard.screenshot ../docs/dashboard.png``.
 
 A shop that has been recorded for an hour, through the real recorder, server and browser.
 """
@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from conftest import BROWSERS, FLAGS, Site
 from playwright.sync_api import sync_playwright
 
 from tallymark import Metrics
+
+from .conftest import BROWSERS, FLAGS, Site
 
 SECOND = 1_000_000_000
 SIZE = (1440, 1290)

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-from conftest import Looker, Site
 from playwright.sync_api import Page
+
+from .conftest import Looker, Site
 
 pytestmark = pytest.mark.browser
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import DEADLINE_SECONDS, Site, wait_until
 
 from tallymark import Metrics
 from tallymark.errors import StoreError
 from tallymark.reader import Reader
 from tallymark.server import stream
 from tallymark.server.overview import Figures, Span, overview
+
+from .conftest import DEADLINE_SECONDS, Site, wait_until
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ from .traffic import Recorded
 @pytest.fixture(scope="session")
 def recorder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metrics]:
     """One for all tests: its stop brings everything into the lake, which takes a second."""
-    with Metrics(
-        str(tmp_path_factory.mktemp("metrics")), service="test", flush_interval_seconds=600
-    ) as metrics:
+    with Metrics(str(tmp_path_factory.mktemp("metrics")), service="test", flush_interval_seconds=600) as metrics:
         yield metrics
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from starlette.routing import Route
 from tallymark import Metrics
 from tallymark.integrations import asgi
 from tallymark.integrations.asgi import MetricsMiddleware
+from tallymark.integrations.traceparent import trace_id_for
 from tallymark.trace import current_trace_id
 
 from .traffic import Recorded, a_scope, ask, eventually, only, serving, trace_ids
@@ -58,16 +60,25 @@ def test_trace_id_is_that_of_a_valid_traceparent(
     assert only(recorded()).trace_id == trace_id
 
 
-def test_trace_id_is_known_within_the_request_and_forgotten_after_it(
-    metrics: Metrics, recorded: Recorded
-) -> None:
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_goes_on_with_other_trace_ids() -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, trace_id_for([]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100).decode() != trace_id_for([])
+    os.close(reading)
+    os.close(writing)
+
+
+def test_trace_id_is_known_within_the_request_and_forgotten_after_it(metrics: Metrics, recorded: Recorded) -> None:
     async def endpoint(request: Request) -> Response:
         metrics.record("cache", "hits", 1)
         return JSONResponse([request.state.trace_id, current_trace_id.get()])
 
-    app = Starlette(
-        routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]
-    )
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     sent = ask(app, headers=[(b"traceparent", TRACEPARENT.encode())])
     assert sent[1]["body"] == f'["{TRACE}","{TRACE}"]'.encode()
     assert only(recorded("cache")).trace_id == TRACE
@@ -142,9 +153,7 @@ def test_first_byte_last_byte_and_background_are_told_apart(
         watch.advance(5.5)
         return StreamingResponse(chunks(), background=BackgroundTask(background))
 
-    app = Starlette(
-        routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]
-    )
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     ask(app, asgi={"version": "3.0", "spec_version": "2.4"})
     record = only(recorded())
     assert record.value == 36.5
@@ -304,9 +313,7 @@ def test_background_task_does_not_hold_the_response(metrics: Metrics, recorded: 
     async def endpoint(request: Request) -> Response:
         return PlainTextResponse("ok", background=BackgroundTask(background))
 
-    app = Starlette(
-        routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]
-    )
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     with serving(app) as address:
         began = time.perf_counter()
         httpx.get(f"http://{address}/")
@@ -329,9 +336,7 @@ def test_streaming_ends_with_the_last_chunk(metrics: Metrics, recorded: Recorded
     async def endpoint(request: Request) -> Response:
         return StreamingResponse(chunks())
 
-    app = Starlette(
-        routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]
-    )
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     with serving(app) as address, httpx.stream("GET", f"http://{address}/") as response:
         body = response.iter_raw()
         assert next(body) == b"first"
@@ -354,9 +359,7 @@ def test_client_that_leaves_while_we_stream(metrics: Metrics, recorded: Recorded
     async def endpoint(request: Request) -> Response:
         return StreamingResponse(endless())
 
-    app = Starlette(
-        routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]
-    )
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     with serving(app) as address:
         with httpx.stream("GET", f"http://{address}/") as response:
             next(response.iter_raw())
@@ -385,9 +388,7 @@ def test_client_that_leaves_while_it_sends(metrics: Metrics, recorded: Recorded)
     assert record.metadata["status_code"] == 499
 
 
-def test_server_that_refuses_to_send_says_that_the_client_is_gone(
-    metrics: Metrics, recorded: Recorded
-) -> None:
+def test_server_that_refuses_to_send_says_that_the_client_is_gone(metrics: Metrics, recorded: Recorded) -> None:
     async def receive() -> Any:
         raise AssertionError("nobody asks")
 
@@ -402,9 +403,7 @@ def test_server_that_refuses_to_send_says_that_the_client_is_gone(
     assert (record.success, record.error, record.metadata["disconnected"]) == (None, "OSError", True)
 
 
-def test_a_disconnect_after_the_last_byte_is_how_every_request_ends(
-    metrics: Metrics, recorded: Recorded
-) -> None:
+def test_a_disconnect_after_the_last_byte_is_how_every_request_ends(metrics: Metrics, recorded: Recorded) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse("ok")(scope, receive, send)
         assert (await receive())["type"] == "http.disconnect"
@@ -439,9 +438,7 @@ def test_lifespan_passes_through(metrics: Metrics, recorded: Recorded) -> None:
     assert seen == ["up", "down"]
 
 
-def test_a_recorder_that_is_not_running_breaks_no_request(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_recorder_that_is_not_running_breaks_no_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     app = MetricsMiddleware(PlainTextResponse("ok"), Metrics(str(tmp_path)))
     with caplog.at_level(logging.WARNING, logger="tallymark"):
         for _ in range(3):

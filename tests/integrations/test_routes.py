@@ -72,9 +72,7 @@ def fastapi_app(metrics: Metrics) -> FastAPI:
         ("/.env", "GET unmatched"),
     ],
 )
-def test_name_is_the_template_of_starlette(
-    metrics: Metrics, recorded: Recorded, path: str, name: str
-) -> None:
+def test_name_is_the_template_of_starlette(metrics: Metrics, recorded: Recorded, path: str, name: str) -> None:
     app = starlette_app(metrics)
     ask(app, path)
     ask(app, path)
@@ -128,12 +126,8 @@ def test_root_path_is_not_part_of_the_name(metrics: Metrics, recorded: Recorded)
     assert [record.name for record in recorded()] == ["GET /items/{id}", "GET /api/users/{user}"]
 
 
-def test_middleware_within_a_mounted_application_names_the_whole_route(
-    metrics: Metrics, recorded: Recorded
-) -> None:
-    inner = Starlette(
-        routes=[Route("/{id}", ok)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]
-    )
+def test_middleware_within_a_mounted_application_names_the_whole_route(metrics: Metrics, recorded: Recorded) -> None:
+    inner = Starlette(routes=[Route("/{id}", ok)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     ask(Starlette(routes=[Mount("/inner", inner), Route("/outer", ok)]), "/inner/7")
     assert only(recorded()).name == "GET /inner/{id}"
 
@@ -148,9 +142,7 @@ def test_middleware_of_a_single_mount_measures_that_mount_alone(metrics: Metrics
     assert only(recorded()).name == "GET /measured/{id}"
 
 
-def test_wrong_method_keeps_the_template_and_an_unknown_method_is_other(
-    metrics: Metrics, recorded: Recorded
-) -> None:
+def test_wrong_method_keeps_the_template_and_an_unknown_method_is_other(metrics: Metrics, recorded: Recorded) -> None:
     app = starlette_app(metrics)
     ask(app, "/items/7", method="DELETE")
     ask(app, "/items/7", method="X" * 300)
@@ -189,9 +181,7 @@ def test_values_of_a_mount_do_not_pile_up(
 
 def test_a_very_long_template_is_cut(metrics: Metrics, recorded: Recorded) -> None:
     path = "/" + "x" * 300
-    ask(
-        Starlette(routes=[Route(path, ok)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]), path
-    )
+    ask(Starlette(routes=[Route(path, ok)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]), path)
     assert only(recorded()).name == f"GET {path}"[:MAX_NAME_LENGTH]
 
 
@@ -209,9 +199,7 @@ def test_a_bare_application_may_name_its_routes(metrics: Metrics, recorded: Reco
 
 def test_nested_middleware_measures_once(metrics: Metrics, recorded: Recorded) -> None:
     inner = starlette_app(metrics)
-    outer = Starlette(
-        routes=[Mount("/inner", inner)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)]
-    )
+    outer = Starlette(routes=[Mount("/inner", inner)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     sent = ask(outer, "/inner/items/7")
     assert only(recorded()).name == "GET /inner/items/{id}"
     assert len(trace_ids(sent)) == 1

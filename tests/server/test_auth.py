@@ -6,11 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Start
 
 from tallymark.errors import ConfigError
 from tallymark.server import create_app
 from tallymark.server.auth import check_bind, check_keys, host_name, is_loopback
+
+from .conftest import Start
 
 KEY, OTHER = "correct-horse-battery", "staple-of-another-kind"
 INFO = "/api/v1/info"

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Start
+
+from .conftest import Start
 
 BATCH = "/api/v1/metrics/batch"
 ONE = json.dumps({"metrics": [{"metric_type": "t", "name": "n", "value": 1}]}).encode()

@@ -7,10 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Start
 
 from tallymark.recorder import Metrics
 from tallymark.server import create_app
+
+from .conftest import Start
 
 BASE = "/api/v1/metrics/"
 

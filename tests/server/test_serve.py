@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from conftest import DEADLINE_SECONDS, Start, serving, wait_until
 from fastapi import FastAPI
 
 import tallymark
@@ -23,6 +22,8 @@ from tallymark.errors import ConfigError, StoreError
 from tallymark.recorder import Metrics
 from tallymark.server import context, create_app, mount, upkeep
 from tallymark.server.serve import listen, run, url_of
+
+from .conftest import DEADLINE_SECONDS, Start, serving, wait_until
 
 BASE = "/api/v1/metrics/"
 METRIC = {"metric_type": "t", "name": "n", "value": 1}

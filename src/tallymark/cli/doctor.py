@@ -78,7 +78,7 @@ def doctor(
     from rich.text import Text
 
     from tallymark.cli.output import console, print_json, visible
-    from tallymark.sealer import lake_folder
+    from tallymark.location import lake_folder
 
     findings: list[Finding] = []
     out = console()
@@ -279,7 +279,7 @@ class _Journey:
         from pyarrow import parquet
 
         from tallymark.batch import record_id
-        from tallymark.sealer import lake_folder
+        from tallymark.location import lake_folder
         from tallymark.stores.delta import Delta
 
         files = Delta(lake_folder(self._store) / "table").snapshot(start=self._started).files

@@ -23,7 +23,7 @@ def open_existing(store: str) -> "Reader":
         empty store.
     """
     import tallymark
-    from tallymark.sealer import lake_folder
+    from tallymark.location import lake_folder
 
     if not lake_folder(store).is_dir():
         others = f"tallymark … {DEMO_STORE}" if Path(DEMO_STORE).is_dir() else "tallymark demo"

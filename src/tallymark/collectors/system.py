@@ -86,9 +86,7 @@ class SystemCollector:
             return
         # A new one: a fork may have copied the old one while its lock was held.
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(self._stop,), name="tallymark-system", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(self._stop,), name="tallymark-system", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -159,17 +157,13 @@ class SystemCollector:
     def _log_once(self, kind: str, error: Exception) -> None:
         if kind not in self._logged:
             self._logged.add(kind)
-            _logger.warning(
-                "The system collector goes on without %s: %s: %s", kind, type(error).__name__, error
-            )
+            _logger.warning("The system collector goes on without %s: %s: %s", kind, type(error).__name__, error)
 
 
 class _Sampler:
     """Reads what the kernel counts, each kind by itself, so that one that fails takes no other with it."""
 
-    def __init__(
-        self, disk_path: str, log_once: Callable[[str, Exception], None], *, repeats_rates: bool
-    ) -> None:
+    def __init__(self, disk_path: str, log_once: Callable[[str, Exception], None], *, repeats_rates: bool) -> None:
         self._psutil = _load_psutil()
         self._process = self._psutil.Process()
         self._disk_path = disk_path

@@ -128,6 +128,8 @@ class Connection:
         Raises:
             OSError, EOFError, asyncio.IncompleteReadError: the other side is not there, or went away.
         """
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # a server does not wait for ever for the next request
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
@@ -218,9 +220,7 @@ class Crowd:
 async def run(url: str, requests_per_second: float) -> None:
     """Visit the shop at ``url`` until SIGINT or SIGTERM."""
     parts = urlsplit(url)
-    crowd = asyncio.create_task(
-        Crowd(parts.hostname or "127.0.0.1", parts.port or 80, requests_per_second).visit()
-    )
+    crowd = asyncio.create_task(Crowd(parts.hostname or "127.0.0.1", parts.port or 80, requests_per_second).visit())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, crowd.cancel)
     with contextlib.suppress(asyncio.CancelledError):
@@ -229,13 +229,9 @@ async def run(url: str, requests_per_second: float) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tallymark.demo.load", description="Visitors for the demo's shop."
-    )
+    parser = argparse.ArgumentParser(prog="python -m tallymark.demo.load", description="Visitors for the demo's shop.")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the shop is (%(default)s)")
-    parser.add_argument(
-        "--rate", type=float, default=30.0, help="requests per second, on average (%(default)s)"
-    )
+    parser.add_argument("--rate", type=float, default=30.0, help="requests per second, on average (%(default)s)")
     options = parser.parse_args()
     asyncio.run(run(options.url, options.rate))
 

@@ -116,7 +116,7 @@ class Shop:
                 title=title,
                 price_cents=900 + number * 137 % 24_000,
                 stock=20,
-                weight_kg=None if number % 17 == 0 else 0.2 + number * 7 % 30,
+                weight_kg=None if number % 9 == 0 else 0.2 + number * 7 % 30,
             )
             for number, title in enumerate(titles, start=1)
         }
@@ -271,9 +271,7 @@ async def search(request: Request, q: str) -> list[Product]:
     shop = shop_of(request)
     words = q.lower().split()
     await shop.database.query(15 + 10 * len(words))  # no index: each word is one more pass
-    return [
-        product for product in shop.products.values() if all(word in product.title.lower() for word in words)
-    ]
+    return [product for product in shop.products.values() if all(word in product.title.lower() for word in words)]
 
 
 @ordering.get("/carts/{cart}")
@@ -370,9 +368,7 @@ def create_app(store: str) -> FastAPI:
 
 def main() -> None:
     """Serve the shop until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tallymark.demo.shop", description="A small shop to be measured."
-    )
+    parser = argparse.ArgumentParser(prog="python -m tallymark.demo.shop", description="A small shop to be measured.")
     parser.add_argument("--store", default="./demo-metrics", help="where to record (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="the port to listen on (%(default)s)")

@@ -14,7 +14,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from tallymark.integrations.routes import RouteNames
-from tallymark.integrations.traceparent import incoming_trace_id, new_trace_id
+from tallymark.integrations.traceparent import trace_id_for
 from tallymark.trace import current_trace_id
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class MetricsMiddleware:
         if kind != "http" and kind != "websocket":
             await app(scope, receive, send)
             return
-        trace_id = incoming_trace_id(scope["headers"]) or new_trace_id()
+        trace_id = trace_id_for(scope["headers"])
         scope.setdefault("state", {})["trace_id"] = trace_id
         exchange = (_Request if kind == "http" else _Socket)(receive, send, trace_id)
         # Now, because a mount below changes the root path in this very scope.

@@ -22,17 +22,12 @@ _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 
 
-def new_trace_id() -> str:
-    """A trace id that nobody has used."""
-    return _random.getrandbits(128).to_bytes(16).hex()
-
-
-def incoming_trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The trace id of the first ``traceparent`` among ``headers`` (lower-case names), ``None`` without a
-    valid one.
-    """
+def trace_id_for(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The trace id of the first ``traceparent`` among ``headers`` (lower-case names) if it is valid, else a new one."""
     for name, value in headers:
         if name == b"traceparent":
             match = _TRACEPARENT.fullmatch(value)
-            return (match[1] or match[2]).decode() if match else None
-    return None
+            if match:
+                return (match[1] or match[2]).decode()
+            break
+    return _random.getrandbits(128).to_bytes(16).hex()

@@ -8,7 +8,7 @@ from typing import Final
 
 from tallymark.errors import TallymarkError
 from tallymark.lane import JOURNALS
-from tallymark.sealer import lake_folder
+from tallymark.location import lake_folder
 from tallymark.shipper import Shipper
 from tallymark.store import open_store
 from tallymark.stores.lake import Lake

@@ -26,7 +26,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from tallymark.batch import SCHEMA, Batch
-from tallymark.errors import ConfigError
+from tallymark.location import check_folder
 
 DAY_NS: Final = 86_400_000_000_000
 
@@ -50,9 +50,6 @@ _CONFIGURATION: Final = {
 }
 
 _ATTEMPTS: Final = 12
-
-# The driver fails, or worse, on paths with these.
-_IMPOSSIBLE: Final = frozenset("%[]^|\\") | {chr(code) for code in (*range(32), 127)}
 
 T = TypeVar("T")
 
@@ -100,10 +97,7 @@ class Delta:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
-        for character in str(self._folder):
-            if character in _IMPOSSIBLE:
-                raise ConfigError(f"the path of a lake cannot hold {character!r}: {folder}")
+        self._folder = check_folder(folder)
         self._reading = Lock()
         self._table: DeltaTable | None = None
         self._files: list[_File] = []

@@ -4,6 +4,7 @@ Nothing that a caller gave becomes part of the SQL: values, metadata keys and fi
 parameters, columns come from fixed sets, and names of results are numbered.
 """
 
+import contextlib
 import os
 import tempfile
 import uuid
@@ -51,6 +52,7 @@ class Engine:
     def __init__(self) -> None:
         self._opening = Lock()
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._running: list[duckdb.DuckDBPyConnection] = []
 
     def run(self, statement: "Statement", sql: str, live: pa.Table) -> pa.Table:
         """The result of some SQL over Parquet files and the live table.
@@ -62,6 +64,7 @@ class Engine:
         import duckdb
 
         with self._cursor() as cursor:
+            self._running.append(cursor)
             try:
                 cursor.register(LIVE, live)
                 table: pa.Table = cursor.sql(sql, params=statement.parameters).to_arrow_table()
@@ -70,12 +73,21 @@ class Engine:
                 raise FileGone(str(error)) from error
             except duckdb.Error as error:
                 raise StoreError(f"the query failed: {error}") from error
+            finally:
+                self._running.remove(cursor)
 
     def close(self) -> None:
-        """Give the memory back; a query afterwards opens it anew."""
+        """Give the memory back; a query that is running ends with StoreError, one afterwards opens it anew."""
+        if self._connection is None:
+            return  # and DuckDB was never loaded
+        import duckdb
+
         with self._opening:
+            for cursor in list(self._running):
+                cursor.interrupt()
             if self._connection is not None:
-                self._connection.close()
+                with contextlib.suppress(duckdb.Error):  # a cursor is still on its way out
+                    self._connection.close()
             self._connection = None
 
     def _cursor(self) -> "duckdb.DuckDBPyConnection":
