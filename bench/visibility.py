@@ -57,7 +57,8 @@ def _delays(folder: str, rounds: int) -> list[float]:
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as writer,
     ):
-        assert writer.stdin and writer.stdout
+        assert writer.stdin
+        assert writer.stdout
         writer.stdout.readline()
         for round_ in range(-5, rounds):  # the first ones warm the reader up
             seen = _seen(reader)

@@ -113,7 +113,8 @@ def _batch(times: Integers, work: Workload) -> Batch:
 
 
 def _texts(texts: list[str], numbers: Integers) -> Any:
-    return pa.array(texts, pa.string()).take(pa.array(numbers))
+    indices: Any = pa.array(numbers)
+    return pa.array(texts, pa.string()).take(indices)
 
 
 def _journal(random: np.random.Generator) -> str:

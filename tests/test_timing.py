@@ -194,7 +194,7 @@ def test_an_async_generator(metrics: Metrics, clock: ManualClock, folder: Path) 
         assert [item async for item in stream(2)] == [0, 1]
 
         sent = stream(2)
-        assert await sent.asend(None) == 0
+        assert await sent.__anext__() == 0
         assert await sent.asend("a") == "got a"
         assert await sent.__anext__() == 1
         assert await sent.athrow(KeyError("b")) == "caught 'b'"

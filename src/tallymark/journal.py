@@ -105,7 +105,7 @@ class Journal:
         self._wake = wake
         self._entries = max(64, min(LANE_ENTRIES, max_records // 8))
         self._max_lanes = max(2, -(-max_records // self._entries))
-        self._closed = False
+        self.closed = False
         #: The lanes that nobody holds: another list after a fork and after close().
         self.pool = Pool()
         self.pool.service = None
@@ -181,13 +181,15 @@ class Journal:
                     self._complete_lane(lane)
                     self._wake()
                     continue
+                if self.closed:
+                    raise RuntimeError("the recorder is not running")
                 if self._gives_up(deadline):
                     lane.drop(self._reason)
                     return None
             except IndexError:
                 if self._await_lane(free):
                     continue
-                if self._closed:
+                if self.closed:
                     raise RuntimeError("the recorder is not running") from None
                 if self._gives_up(deadline):
                     next(self._homeless[self._reason])
@@ -251,7 +253,7 @@ class Journal:
 
     def _open_lane(self) -> bool:
         """Add a new lane to those that nobody holds; False where there may be none, and ``_reason`` says why."""
-        if self._closed or time.monotonic_ns() < self._retry_at:
+        if self.closed or time.monotonic_ns() < self._retry_at:
             return False
         self._forget_shipped()
         self._opening.append(None)
@@ -271,7 +273,7 @@ class Journal:
             return False
         finally:
             self._opening.pop()
-        if self._closed:  # meanwhile, by another thread that did not see this lane
+        if self.closed:  # meanwhile, by another thread that did not see this lane
             self.close()
             return False
         self.complaint = None
@@ -294,7 +296,7 @@ class Journal:
             self._past_dropped.append(lane.dropped)
         lane.buffer.close()
         self._unsynced.append(lane)
-        if self._closed:  # meanwhile: there is no sync() any more
+        if self.closed:  # meanwhile: there is no sync() any more
             self._close_complete()
 
     def _forget_shipped(self) -> None:
@@ -362,7 +364,7 @@ class Journal:
         """Complete every lane and unlock it. A thread that is inside ``append`` meanwhile gets RuntimeError."""
         with contextlib.suppress(OSError):
             self.sync()
-        self._closed = True
+        self.closed = True
         free, self.pool.free = self.pool.free, []
         # A thread that holds a lane gives it back in a moment; a frame below this one never does.
         deadline = time.monotonic_ns() + PATIENCE_NS

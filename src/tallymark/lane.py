@@ -171,8 +171,9 @@ class Lane(LaneState):
 
     def drop(self, reason: int) -> None:
         """Count one record that could not be kept, where it survives the process."""
-        self.dropped[reason] += 1
-        write_counter(self.buffer, reason, self.dropped[reason])
+        count = self.dropped[reason] + 1
+        write_counter(self.buffer, reason, count)
+        self.dropped[reason] = count
 
     def close(self, *, unlock: bool = True) -> None:
         """Unmap and unlock. A write that an interrupted frame still has under way then fails with ValueError.
@@ -191,8 +192,9 @@ class Lane(LaneState):
 
 
 def write_counter(buffer: mmap.mmap, index: int, value: int) -> None:
-    """Set a counter of a lane."""
-    COUNTER.pack_into(buffer, COUNTERS_AT + index * COUNTER.size, value, value, value)
+    """Set a counter of a lane. ValueError where that was closed."""
+    at = COUNTERS_AT + index * COUNTER.size
+    buffer[at : at + COUNTER.size] = COUNTER.pack(value, value, value)
 
 
 def read_counters(page: bytes) -> list[int]:

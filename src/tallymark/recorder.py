@@ -176,6 +176,7 @@ class Metrics:
         if self._running:
             raise RuntimeError("the recorder is running already")
         self._renew_journal()
+        self._worker_pid = 0
         self._running = True
         atexit.register(self._stop_at_exit)
         return DONE
@@ -412,6 +413,8 @@ class Metrics:
     # The thread that brings the journal to the disk and looks for work for the sealer
 
     def _wake(self) -> None:
+        if not self._running:
+            return
         pid = os.getpid()
         if self._worker_pid != pid:
             # The first lane of this process, which may be a forked child. Not a threading.Thread: starting one takes
@@ -429,7 +432,7 @@ class Metrics:
     def _work(self, journal: Journal, wakeups: "queue.SimpleQueue[str]", done: _thread.LockType) -> None:
         complained = None
         message = ""
-        while message != "stop":
+        while message != "stop" and not journal.closed:
             try:
                 message = wakeups.get(timeout=SYNC_SECONDS)
             except queue.Empty:

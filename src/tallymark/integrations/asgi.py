@@ -67,6 +67,9 @@ class MetricsMiddleware:
     ``received`` and ``sent`` (numbers of messages). A client that vanished (code 1006) makes ``success``
     ``None``.
 
+    Added to a Starlette or FastAPI application, it measures around all of it, whatever the order in which middleware
+    was added: only there the pages that answer unhandled exceptions are seen.
+
     Every response carries ``X-Trace-ID``: the id of the caller's valid W3C ``traceparent``, else a new one.
     It is also ``request.state.trace_id`` and :data:`tallymark.trace.current_trace_id`. Where one instance is
     nested in another, the outer one measures. Recording never breaks a request: a failure is logged once, and

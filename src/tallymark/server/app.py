@@ -23,11 +23,9 @@ from tallymark.server.auth import Guard, check_keys, login_router
 from tallymark.server.context import Context
 from tallymark.server.headers import SecurityHeaders
 from tallymark.server.limits import MAX_BODY_BYTES, BodyLimits
+from tallymark.server.overview import SERVER
 from tallymark.server.pages import add_docs
 from tallymark.server.upkeep import upkeep
-
-SERVICE: Final = "tallymark"
-"""The service under which the server records itself and this machine."""
 
 DASHBOARD: Final = Path(__file__).parent / "dashboard"
 
@@ -63,7 +61,7 @@ def create_app(
     Raises:
         ConfigError: a key is unfit.
     """
-    metrics = recorder or Metrics(store, service=SERVICE)
+    metrics = recorder or Metrics(store, service=SERVER)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,8 +92,8 @@ def create_app(
     app.add_middleware(BodyLimits, max_body_bytes=max_body_bytes)
     app.add_middleware(Guard, keys=check_keys(keys), allowed_hosts=allowed_hosts)
     app.add_middleware(SecurityHeaders)
-    # A stream of events lasts as long as somebody looks: no duration of the server's.
-    app.add_middleware(MetricsMiddleware, metrics=metrics, skip=["/api/v1/stream"])
+    # A stream of events lasts as long as somebody looks: no duration of the server's. Nor is a file worth a series.
+    app.add_middleware(MetricsMiddleware, metrics=metrics, skip=["/api/v1/stream", *_assets()])
     for router in (health.router, system.router, writes.router, reads.metrics, reads.queries, stream.router):
         app.include_router(router)
     if keys:
@@ -170,6 +168,12 @@ def _complete_openapi(app: FastAPI, keyed: bool) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _assets() -> dict[str, str]:
+    """The files of the dashboard, by the paths under which they are answered."""
+    files = sorted(found.relative_to(DASHBOARD).as_posix() for found in DASHBOARD.rglob("*") if found.is_file())
+    return {"/": "index.html"} | {f"/{file}": file for file in files}
+
+
 def _add_dashboard(app: FastAPI) -> None:
     """A route for each file. A mount at ``/`` would answer for every path, and hide 405 behind 404."""
     files = StaticFiles(directory=DASHBOARD)
@@ -182,8 +186,5 @@ def _add_dashboard(app: FastAPI) -> None:
 
         app.add_route(path, asset, methods=["GET"], include_in_schema=False)
 
-    add("/", "index.html")
-    for found in sorted(DASHBOARD.rglob("*")):
-        if found.is_file():
-            name = found.relative_to(DASHBOARD).as_posix()
-            add(f"/{name}", name)
+    for path, file in _assets().items():
+        add(path, file)
