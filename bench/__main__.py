@@ -95,7 +95,7 @@ def _environment(cache: str, pure: bool) -> dict[str, str]:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("what", *(_right(name) for name in ("tallymark", "peer", "ratio", "limit")), "ok")
+    table = Table("what", _right("tallymark"), "peer", _right("ratio"), _right("limit"), "ok")
     for row in rows:
         what = Text(row.what)
         if row.note:
@@ -136,23 +136,26 @@ def _write(rows: list[Row]) -> None:
     """Put the results between the marks of the page."""
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    lines = ["", *_machine(), "", "| what | tallymark | peer | ratio | limit | kept |", "| --- | ---: | --- | ---: | ---: | --- |"]
+    head = ["| what | tallymark | peer | ratio | limit | kept |", "| --- | ---: | --- | ---: | ---: | --- |"]
+    lines = [_machine(), "", *head]
     for row in rows:
         what = f"{row.what} ({row.note})" if row.note else row.what
         peer = _peer(row) if row.peer else ""
-        lines.append(f"| {what} | {_figure(row.value, row.unit)} | {peer} | {_ratio(row)} | {_limit(row)} | {_ok(row)} |")
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines[1:]) + f"\n\n{END}{after}", "utf-8")
+        cells = (what, _figure(row.value, row.unit), peer, _ratio(row), _limit(row), _ok(row))
+        lines.append(f"| {' | '.join(cells)} |")
+    PAGE.write_text("\n".join([f"{before}{BEGIN}", *lines, "", f"{END}{after}"]), "utf-8")
 
 
-def _machine() -> list[str]:
+def _machine() -> str:
     """Where and with what it was measured."""
     packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return [
-        f"Measured on {datetime.now(UTC):%Y-%m-%d} on a {platform.machine()} machine with {os.cpu_count()} cores and "
-        f"{memory:.0f} GiB of memory, under {platform.system()} and {platform.python_implementation()} "
-        f"{platform.python_version()}; the load average was {os.getloadavg()[1]:.1f}. {packages}.",
-    ]
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} on a machine ({platform.machine()}) with {os.cpu_count()} cores and "
+        f"{memory:.0f} GiB of memory, {platform.system()}, {platform.python_implementation()} "
+        f"{platform.python_version()}, with other load on it ({os.getloadavg()[1]:.1f} processes ready to run, on the "
+        f"average of five minutes, these benches included). {packages}."
+    )
 
 
 if __name__ == "__main__":

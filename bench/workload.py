@@ -64,23 +64,28 @@ class Calls:
     def __init__(self, records: int) -> None:
         work = draw(records)
         combinations = [METADATA[number] for number in work.metadata.tolist()]
-        self._routes = [ROUTES[number] for number in work.routes.tolist()]
-        self._durations: list[float] = work.durations.tolist()
-        self._regions = [metadata["region"] for metadata in combinations]
-        self._status = [metadata["status_code"] for metadata in combinations]
-        self._workers = [metadata["worker"] for metadata in combinations]
+        self._arguments: tuple[list[Any], ...] = (
+            [ROUTES[number] for number in work.routes.tolist()],
+            work.durations.tolist(),
+            [metadata["region"] for metadata in combinations],
+            [metadata["status_code"] for metadata in combinations],
+            [metadata["worker"] for metadata in combinations],
+        )
 
     def make(self, record_operation: Callable[..., object]) -> None:
         """Make them; each makes its own metadata, as an application does."""
-        for route, duration, region, status, worker in zip(
-            self._routes, self._durations, self._regions, self._status, self._workers, strict=True
-        ):
+        for route, duration, region, status, worker in zip(*self._arguments, strict=True):
             record_operation(
                 "api_request",
                 route,
                 duration,
                 metadata={"region": region, "status_code": status, "worker": worker},
             )
+
+    def make_none(self) -> None:
+        """Only go through the arguments: what :meth:`make` takes beside the calls."""
+        for _route, _duration, _region, _status, _worker in zip(*self._arguments, strict=True):
+            pass
 
 
 def batches(records: int, size: int = 500_000) -> Iterator[Batch]:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import tallymark
 from tallymark import Metrics
-from tallymark.lane import JOURNALS
+from tallymark.lane import HEADER, HEADER_COPIES, JOURNALS, SUFFIX
 from tallymark.lane_reader import lanes
 from tallymark.model import RESERVED_TYPE, Record
 from tallymark.shipper import Shipped, ship_once, shipping_lock
@@ -68,6 +69,19 @@ def books(folder: Path) -> StoreInfo:
     """What the store says that it has."""
     with tallymark.open(str(folder)) as reader:
         return reader.info()
+
+
+def clone(lane: Path, number: int) -> Path:
+    """A copy of a lane as another process would have left it behind, with an id of its own."""
+    content = bytearray(lane.read_bytes())
+    for copy in HEADER_COPIES:
+        fields = list(HEADER.unpack_from(content, copy))
+        fields[6] = ident = number.to_bytes(4) + fields[6][4:]
+        header = HEADER.pack(*fields)[:-4]
+        content[copy : copy + HEADER.size] = header + crc32(header).to_bytes(4, "little")
+    path = lane.with_name(ident.hex() + SUFFIX)
+    path.write_bytes(content)
+    return path
 
 
 def python(*arguments: str, **options: Any) -> "subprocess.Popen[str]":

@@ -10,15 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
-from recording import DEADLINE_SECONDS, books, eventually, in_threads, live, recording, ship, stop, stored
+from recording import DEADLINE_SECONDS, books, clone, eventually, in_threads, live, recording, ship, stop, stored
 
 import tallymark
 from tallymark import Metrics
 from tallymark.batch import CLOSED
-from tallymark.lane import ENTRIES_AT, ENTRY_SIZE, HEADER, HEADER_COPIES, JOURNALS, SUFFIX
+from tallymark.lane import ENTRIES_AT, ENTRY_SIZE, JOURNALS, SUFFIX
 from tallymark.lane_reader import LaneReader, lanes
 from tallymark.shipper import Shipper, shipping_lock
 from tallymark.store import open_store
@@ -148,16 +147,8 @@ def test_more_files_than_a_process_may_open(folder: Path) -> None:
     with recording(folder, max_queue_size=64) as metrics:
         metrics.record("a", "b", 1.0)
     (path,) = files(folder)
-    original = path.read_bytes()
     for number in range(1, 300):
-        ident = bytearray(original[24:40])
-        ident[:4] = number.to_bytes(4)
-        content = bytearray(original)
-        for copy in HEADER_COPIES:
-            content[copy + 24 : copy + 40] = ident
-            header = bytes(content[copy : copy + HEADER.size - 4])
-            content[copy + HEADER.size - 4 : copy + HEADER.size] = crc32(header).to_bytes(4, "little")
-        path.with_name(ident.hex() + SUFFIX).write_bytes(content)
+        clone(path, number)
     script = "ulimit -n 200; exec " + f"{sys.executable} -m tallymark.shipper {folder}"
     subprocess.run(["bash", "-c", script], check=True, timeout=120)
     assert files(folder) == []

@@ -162,7 +162,14 @@ class LaneReader:
 
     def pending(self, start: int) -> int:
         """How many records are here from a sequence number on."""
-        return 0 if start >= CLOSED else int(np.count_nonzero(self._entries()["kind"][start:] == RECORD))
+        if start >= CLOSED:
+            return 0
+        entries = self._entries()
+        records = entries["kind"] == RECORD
+        doubtful = records != _look_like_records(entries)
+        if doubtful.any():  # damaged, or of the first moments of 1970
+            records = np.where(doubtful & ~self._intact(entries, start)[0], ~records, records)
+        return int(np.count_nonzero(records[start:]))
 
     def rows(self, start: int) -> pa.Table:
         """The readable records from a sequence number on."""
@@ -173,18 +180,24 @@ class LaneReader:
         if start >= CLOSED:
             return Range(SCHEMA.empty_table(), start, 0)
         entries = self._entries()
-        offsets = _text_offsets(entries, self._heap_start)
-        used = min(int(offsets[:, 4].max(initial=0)), self._size - self._heap_start)
-        heap = os.pread(self._fd, used, self._heap_start)
-        intact = _check(entries, heap, offsets, start)
+        intact, offsets, heap = self._intact(entries, start)
         series = _series(entries, heap, offsets, intact)
         valid = intact & (entries["kind"] == RECORD) & np.isin(entries["series"], list(series))
         valid[:start] = False
         rows = np.flatnonzero(valid)
         end = len(entries) if complete else int(rows[-1]) + 1 if len(rows) else start
-        corrupt = _count_records(entries[start:end][~valid[start:end]])
+        corrupt = int(np.count_nonzero(_look_like_records(entries[start:end]) & ~valid[start:end]))
         records = int(np.count_nonzero(entries["kind"][:end] != SERIES))
         return Range(self._table(_pick(entries, rows), rows, offsets[rows], heap, series), end, corrupt, records)
+
+    def _intact(
+        self, entries: npt.NDArray[Any], start: int
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], bytes]:
+        """Which entries are as they were written, where their texts are, and the heap."""
+        offsets = _text_offsets(entries, self._heap_start)
+        used = min(int(offsets[:, 4].max(initial=0)), self._size - self._heap_start)
+        heap = os.pread(self._fd, used, self._heap_start)
+        return _check(entries, heap, offsets, start), offsets, heap
 
     def _table(
         self,
@@ -243,12 +256,13 @@ def _pick(entries: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray
     return entries.view(f"V{ENTRY_SIZE}")[rows].view(ENTRY_DTYPE)
 
 
-def _count_records(unreadable: npt.NDArray[Any]) -> int:
-    """How many unreadable entries were records: a series has no timestamp, and a real timestamp has more than one byte
-    that is not zero, so one flipped byte does not look like it.
+def _look_like_records(entries: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which entries were records, as far as a damaged one tells: a series has no timestamp, and a real timestamp has
+    more than one byte that is not zero, so one flipped byte does not look like it.
     """
-    stamps = np.ascontiguousarray(unreadable["timestamp"]).view("u1").reshape(-1, 8)
-    return int(np.count_nonzero(np.count_nonzero(stamps, axis=1) > 1))
+    stamps = np.ascontiguousarray(entries["timestamp"]).view("u1").reshape(-1, 8)
+    looks: npt.NDArray[np.bool_] = np.count_nonzero(stamps, axis=1) > 1
+    return looks
 
 
 def _text_offsets(entries: npt.NDArray[Any], heap_start: int) -> npt.NDArray[np.int64]:

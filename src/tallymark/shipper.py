@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Final
 
@@ -242,23 +241,17 @@ class Shipper:
         return any(lane.is_complete() for lane in each_lane(self._journals))
 
 
-class _NoPandas(MetaPathFinder):
-    """Where there is a pandas pyarrow imports it on the way, which takes twice as long as everything else here."""
-
-    def find_spec(self, name: str, path: object, target: object = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError(name=name)
-
-
 def main() -> int:
     """Ship once; the command that a recorder starts. Exits with :data:`BUSY` where somebody else is doing so."""
-    sys.meta_path.insert(0, _NoPandas())
+    keep_pandas_out()
     # Arrow's own pool gives memory back at once and the kernel clears it anew, which takes as long as the work itself.
     pa.set_memory_pool(pa.system_memory_pool())
-    keep_pandas_out()
     try:
-        if ship_once(sys.argv[1]) is None:
+        shipped = ship_once(sys.argv[1])
+        if shipped is None:
             return BUSY
+        while shipped is not None and shipped.records >= BATCH_ROWS:
+            shipped = ship_once(sys.argv[1])  # as many may have come meanwhile; another child would have to start first
         with contextlib.closing(open_store(sys.argv[1])) as store:
             # Joins small files where that pays. How long records are kept is for a server to decide.
             store.maintain(retention_days=None)

@@ -104,7 +104,7 @@ def site(store: Path) -> Iterator[Site]:
         made.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """The system's Chromium, headless."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)

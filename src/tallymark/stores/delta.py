@@ -313,6 +313,7 @@ def _sorted(rows: pa.Table) -> pa.Table:
         texts = rows[column].combine_chunks().dictionary_encode()
         ranks = np.argsort(np.argsort(texts.dictionary.to_numpy(zero_copy_only=False)))
         place = place * len(ranks) + ranks[texts.indices.to_numpy()]
+    place = place.astype(np.min_scalar_type(place.max(initial=0)))  # 16 bits sort in a seventh of the time of 64
     return rows.take(np.lexsort((rows["timestamp"].to_numpy(), place)))
 
 

@@ -1,0 +1,335 @@
+"""Recording from where code is interrupted: signal handlers, finalisers, the garbage collector; while others record."""
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from recording import in_threads, live, output, python, recording, ship
+
+from tallymark import Metrics
+from tallymark.lane import Lane
+
+pytestmark = [pytest.mark.usefixtures("core"), pytest.mark.timeout(120)]
+
+SECONDS = 1.0
+"""For how long chance gets its chances."""
+
+
+@contextmanager
+def interrupting(handler: Callable[[], object], every: float = 0.0002) -> Iterator[list[int]]:
+    """Run something in a signal handler, very often; counts in the one element of what it yields."""
+    calls = [0]
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        calls[0] += 1
+        handler()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, every, every)
+    try:
+        yield calls
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def record(metrics: Metrics, number: int) -> None:
+    """Now one way through the recorder, now another."""
+    if number % 7 == 0:
+        metrics.record("a", f"b{number % 70}", float(number), metadata={"list": [number]})
+    elif number % 5 == 0:
+        metrics.ingest("a", "b", number)
+    else:
+        metrics.record_operation("a", "b", float(number), metadata={"number": number})
+
+
+def assert_exact(metrics: Metrics, folder: Path, expected: int) -> None:
+    """The books, and what is there, say so many records."""
+    stats = metrics.get_stats()
+    assert (stats.total_recorded, stats.queue_size, stats.dropped) == (expected, expected, {})
+    rows = live(folder)
+    assert len({(row["journal"], row["seq"]) for row in rows}) == len(rows) == expected
+
+
+@pytest.mark.parametrize("max_queue_size", [1_000_000, 6_000])
+def test_a_signal_handler(folder: Path, max_queue_size: int) -> None:
+    with recording(folder, max_queue_size=max_queue_size) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        recorded = 0
+        with interrupting(lambda: record(metrics, recorded)) as calls:
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end and recorded < 4_000:
+                record(metrics, recorded)
+                recorded += 1
+        assert calls[0] > 10
+        if metrics.get_stats().dropped:  # a small journal gets full
+            assert metrics.get_stats().total_recorded == recorded + calls[0]
+        else:
+            assert_exact(metrics, folder, recorded + calls[0])
+
+
+def test_a_signal_handler_while_threads_record(folder: Path) -> None:
+    with recording(folder) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        counts = [0, 0, 0]
+        done = threading.Event()
+
+        def work(number: int) -> None:
+            while not done.is_set():
+                record(metrics, counts[number])
+                counts[number] += 1
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        with interrupting(lambda: record(metrics, 7)) as calls:
+            for thread in threads:
+                thread.start()
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end:
+                record(metrics, counts[2])
+                counts[2] += 1
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert_exact(metrics, folder, sum(counts) + calls[0])
+
+
+def test_a_handler_at_every_step_of_a_call(folder: Path) -> None:
+    """Each function that a recording call makes use of is interrupted once, by a handler that records."""
+    depth = 0
+    interruptions = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal depth, interruptions
+        if depth == 0 and "tallymark" in frame.f_code.co_filename:
+            depth = 1
+            metrics.record("a", "inner", 1.0)
+            metrics.get_stats()
+            interruptions += 1
+            depth = 0
+        return trace
+
+    import sys
+
+    with recording(folder, max_queue_size=8000) as metrics:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            for number in range(30):
+                metrics.record("a", f"outer{number % 3}", 1.0, metadata={"list": [number]})
+        finally:
+            sys.settrace(before)
+        assert interruptions > 1000
+        stats = metrics.get_stats()
+        assert stats.total_recorded == 30 + interruptions
+        assert [row["name"] for row in live(folder)].count("inner") + sum(stats.dropped.values()) >= interruptions
+
+
+class Timeout(Exception):
+    """Out of a signal handler, as of Celery's soft time limit."""
+
+
+def test_exceptions_out_of_signal_handlers(folder: Path) -> None:
+    """Whatever call they hit: those that returned are there, and recording goes on for as long as one likes."""
+    returned: list[int] = []
+    tried = 0
+
+    def give_up() -> None:
+        raise Timeout
+
+    with recording(folder, max_queue_size=40_000) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        with interrupting(give_up, 0.0005) as calls:
+            end = time.monotonic() + 3 * SECONDS
+            while time.monotonic() < end and tried < 30_000:
+                try:
+                    while tried < 30_000:
+                        tried += 1
+                        number = tried
+                        metrics.record("a", f"b{number % 50}", number, metadata={"list": [number]})
+                        returned.append(number)
+                except Timeout:
+                    pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        assert calls[0] > 20
+        stats = metrics.get_stats()
+        assert stats.dropped == {}
+        found = [int(row["value"]) for row in live(folder)]
+        assert len(set(found)) == len(found)
+        assert set(returned) <= set(found) <= set(range(1, tried + 1))
+        # A call that was cut short may or may not have been recorded; the books know.
+        assert stats.total_recorded == stats.queue_size == len(found)
+        assert len(metrics._journal._open) <= 3
+    assert ship(folder).records == len(found)
+
+
+@pytest.mark.parametrize("step", range(1, 400, 3))
+def test_an_exception_at_any_step_of_a_call(folder: Path, step: int) -> None:
+    """As before, but at each line in turn."""
+    left = step
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if "tallymark" in frame.f_code.co_filename and frame.f_code.co_name not in ("__exit__", "_changing", "_wake"):
+            left -= 1
+            if left == 0:
+                raise Timeout
+        return trace
+
+    import sys
+
+    with recording(folder, max_queue_size=1000) as metrics:
+        metrics.record("a", "first", 0.0, metadata={"list": []})
+        before = sys.gettrace()
+        returned = 1
+        sys.settrace(trace)
+        try:
+            for _ in range(10):
+                metrics.record("a", "b", 1.0, metadata={"list": []})
+                returned += 1
+        except Timeout:
+            pass
+        finally:
+            sys.settrace(before)
+        for _ in range(200):
+            metrics.record("a", "b", 2.0)
+            metrics.record("a", "c", 2.0, metadata={"list": []})
+        stats = metrics.get_stats()
+        found = live(folder)
+        assert stats.total_recorded == len(found)
+        assert 0 <= len(found) - returned - 400 <= 1
+        assert len(metrics._journal._open) <= 2
+
+
+def test_a_finaliser(folder: Path) -> None:
+    class Resource:
+        def __init__(self) -> None:
+            self.itself = self  # so that only the garbage collector gets it
+
+        def __del__(self) -> None:
+            record(metrics, 7)
+
+    made = 3000
+    with recording(folder) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        threshold = gc.get_threshold()
+        gc.set_threshold(20, 5, 5)
+        try:
+            for number in range(made):
+                Resource()
+                record(metrics, number)
+        finally:
+            gc.set_threshold(*threshold)
+            gc.collect()
+        assert_exact(metrics, folder, 2 * made)
+
+
+def test_a_callback_of_the_garbage_collector(folder: Path) -> None:
+    calls = 0
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        nonlocal calls
+        calls += 1
+        metrics.record("gc", phase, 1.0, metadata={"generation": info["generation"]})
+
+    def work() -> None:
+        for number in range(2000):
+            record(metrics, number)
+
+    with recording(folder) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        threshold = gc.get_threshold()
+        gc.callbacks.append(callback)
+        gc.set_threshold(20, 5, 5)
+        try:
+            in_threads(work, 2)
+        finally:
+            gc.set_threshold(*threshold)
+            gc.callbacks.remove(callback)
+        assert calls > 100
+        assert_exact(metrics, folder, 4000 + calls)
+
+
+def test_a_thread_pool(folder: Path) -> None:
+    with recording(folder) as metrics, ThreadPoolExecutor(16) as pool:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        list(pool.map(lambda number: record(metrics, number), range(20_000)))
+        assert_exact(metrics, folder, 20_000)
+
+
+def test_another_thread_is_in_the_middle_of_a_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it stays there."""
+    inside, go_on = threading.Event(), threading.Event()
+    append = Lane.append
+
+    def append_slowly(lane: Lane, *arguments: Any) -> int:
+        if threading.current_thread().name == "slow":
+            inside.set()
+            assert go_on.wait(60)
+        return append(lane, *arguments)
+
+    with recording(folder) as metrics:
+        monkeypatch.setattr(Lane, "append", append_slowly)
+        slow = threading.Thread(target=metrics.record, args=("a", "slow", 1.0), name="slow")
+        slow.start()
+        assert inside.wait(60)
+        for number in range(100):
+            record(metrics, number)
+        assert len(live(folder)) == 100
+        metrics.get_stats()
+        go_on.set()
+        slow.join()
+        assert_exact(metrics, folder, 101)
+
+
+EXIT = """
+import atexit, sys, threading, weakref
+from tallymark import Metrics
+
+class Late:
+    def __del__(self):
+        try:
+            metrics.record("a", "late", 1.0)
+        except RuntimeError:
+            pass
+
+late = Late()
+late.itself = late
+metrics = Metrics(sys.argv[1])
+metrics.start()
+atexit.register(lambda: metrics.record("a", "at exit", 1.0))
+
+def daemon():
+    try:
+        while True:
+            metrics.record("a", "daemon", 1.0)
+    except RuntimeError:
+        pass
+
+threading.Thread(target=daemon, daemon=True).start()
+for number in range(1000):
+    metrics.record("a", "b", float(number))
+"""
+
+
+def test_a_program_that_ends_without_a_word(folder: Path) -> None:
+    assert output(python("-c", EXIT, str(folder)), 120) == ""
+    ship(folder)
+    names = [record["name"] for record in rows(folder)]
+    assert names.count("b") == 1000
+    assert names.count("at exit") == 1
+    assert not live(folder)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    import tallymark
+
+    with tallymark.open(str(folder)) as reader:
+        return [row for page in reader.pages() for row in page.table.to_pylist()]
