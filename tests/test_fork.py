@@ -1,263 +1,293 @@
-"""Forking, in every way that Python programs do it: each process keeps its own books, and all of them agree."""
+"""Processes that come out of one that records: each of them records, and nothing is lost or doubled."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from recording import books, eventually, output, python, ship, stored
+from recording import DEADLINE_SECONDS, books, eventually, live, output, python, ship, stored
 
+pytestmark = pytest.mark.usefixtures("core")
+
+# Every program records 100 times in each of its processes, under a name of its own, and prints "done".
+PROGRAMS = {
+    "fork": """
+for name in "abc":
+    if not os.fork():
+        work("child " + name)
+        os._exit(0)
+    work("parent " + name)
+join(3)
+""",
+    "fork in a child": """
+if not os.fork():
+    work("child")
+    if not os.fork():
+        work("grandchild")
+        os._exit(0)
+    join(1)
+    work("child again")
+    os._exit(0)
+join(1)
+work("parent")
+""",
+    "fork and an ordinary end": """
+if not os.fork():
+    work("child")  # stopped by atexit, as the parent
+    sys.exit()
+join(1)
+""",
+    "fork, and the child stops by itself": """
+metrics.record("fork", "parent before", 1.0)
+if not os.fork():
+    metrics.record("fork", "child before", 1.0)
+    assert metrics.get_stats().total_recorded == 1
+    metrics.flush(100)
+    assert metrics.get_stats().total_persisted == 1
+    metrics.stop(100)
+    metrics.start()
+    work("child")
+    metrics.stop(100)
+    os._exit(0)
+join(1)
+assert metrics.get_stats().total_recorded == 1
+work("parent")
+""",
+    "fork before the first record": """
+if not os.fork():
+    os._exit(0)
+if not os.fork():
+    metrics.stop()
+    os._exit(0)
+join(2)
+work("parent")
+if not os.fork():
+    assert metrics.get_stats().total_recorded == 0
+    metrics.stop()
+    os._exit(0)
+join(1)
+""",
+    "multiprocessing": """
+import multiprocessing
+for method in ("fork", "spawn", "forkserver"):
+    context = multiprocessing.get_context(method)
+    children = [context.Process(target=program.in_child, args=(folder, f"{method} {n}")) for n in range(2)]
+    for child in children:
+        child.start()
+    work("parent of " + method)
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+""",
+    "a pool that forks": """
+import multiprocessing
+with multiprocessing.get_context("fork").Pool(4) as pool:
+    pool.map(program.work, [f"task {n}" for n in range(16)])
+    pool.close()
+    pool.join()
+""",
+    "eight at once": """
+read, write = os.pipe()
+for n in range(8):
+    if not os.fork():
+        os.close(write)
+        os.read(read, 1)  # all at once
+        for turn in range(20):
+            work(f"child {n} {turn}")
+        os._exit(0)
+os.close(write)
+join(8)
+""",
+    "while threads record": """
+import threading
+names = iter(range(10**6))
+done = threading.Event()
+def keep_recording():
+    while not done.is_set():
+        work(f"thread {next(names)}")
+threads = [threading.Thread(target=keep_recording) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for n in range(20):
+    if not os.fork():
+        work(f"child {n}")
+        os._exit(0)
+    join(1)
+done.set()
+for thread in threads:
+    thread.join()
+""",
+    "out of a signal handler": """
+import signal
+forked = 0
+def handle(*_):
+    global forked
+    forked += 1
+    if not os.fork():
+        work(f"child {forked}")
+        os._exit(0)
+    join(1)
+    if forked < 20:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+turn = 0
+while forked < 20:
+    turn += 1
+    work(f"parent {turn}")
+""",
+    "a child that outlives its parent": """
+read, write = os.pipe()
+if not os.fork():
+    os.close(write)
+    work("child before")
+    os.read(read, 1)  # until the parent is gone
+    work("child after")
+    os._exit(0)
+work("parent")
+print("done", flush=True)
+os.kill(os.getpid(), 9)
+""",
+    "another program": """
+import subprocess
+work("before")
+subprocess.run([sys.executable, "-c", "pass"], check=True)
+subprocess.run([sys.executable, "-c", "pass"], check=True, close_fds=False, preexec_fn=lambda: work("between"))
+work("after")
+""",
+}
+
+PRELUDE = """
+import os, sys, threading
+import forking as program
+from forking import folder, join, metrics, work
+"""
+
+MODULE = '''
+"""The recorder of the program under test, in a module so that every kind of child finds it."""
+import os, sys
 from tallymark import Metrics
 
-GUNICORN_APP = """
+folder = sys.argv[1] if len(sys.argv) > 1 else os.environ["FOLDER"]
+metrics = Metrics(folder)
+metrics.start()
+
+def work(name):
+    for number in range(100):
+        metrics.record("fork", name, float(number), metadata={"pid": os.getpid()})
+    with open(folder + ".done", "a") as file:
+        file.write(name + "\\n")
+
+def join(children):
+    for _ in range(children):
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+def in_child(folder, name):
+    work(name)
+'''
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_process_records(folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "forking.py").write_text(MODULE)
+    main = tmp_path / "main.py"
+    program = "\n".join("    " + line for line in PROGRAMS[name].splitlines())
+    # It stays for others to ship: what the programs are about is what they leave behind.
+    main.write_text(f"{PRELUDE}\nif __name__ == '__main__':\n{program}\n    print('done')\n")
+    monkeypatch.setenv("FOLDER", str(folder))
+    process = python(str(main), str(folder))
+    if name == "a child that outlives its parent":
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out, err) == (-signal.SIGKILL, "done\n", "")
+        eventually(lambda: "child after" in (tmp_path / "metrics.done").read_text())
+    else:
+        assert output(process, 120) == "done\n"
+    worked = (tmp_path / "metrics.done").read_text().split("\n")[:-1]
+    ship(folder)
+    eventually(lambda: not list((folder / "journals").glob("*.journal")) or not ship(folder))
+    assert live(folder) == []
+    found: dict[str, list[float]] = {}
+    for record in stored(folder):
+        found.setdefault(record.name, []).append(record.value)
+    for extra in ("parent before", "child before"):
+        if found.get(extra) == [1.0]:
+            del found[extra]
+    assert sorted(found) == sorted(set(worked))
+    once = list(range(100))
+    assert {name: sorted(values) for name, values in found.items()} == {
+        name: sorted(once * times) for name, times in Counter(worked).items()
+    }
+    info = books(folder)
+    assert (info.pending, info.dropped) == (0, {})
+
+
+@pytest.fixture
+def address(tmp_path: Path, folder: Path) -> Iterator[str]:
+    """A real application under gunicorn, loaded before the workers are forked."""
+    (tmp_path / "application.py").write_text(
+        """
 import os
 from fastapi import FastAPI
 from tallymark import Metrics
-from tallymark.integrations.asgi import MetricsMiddleware
 
-metrics = Metrics(os.environ["STORE"], service="shop")
-metrics.start()  # in the master, before the fork: --preload
-metrics.record("app", "loaded", 1.0)
-app = FastAPI()
-app.add_middleware(MetricsMiddleware, metrics=metrics)
-
-
-@app.get("/items/{number}")
-async def item(number: int) -> dict[str, int]:
-    metrics.record("app", "item", float(number), metadata={"pid": os.getpid()})
-    return {"pid": os.getpid()}
-"""
-
-
-def counts(folder: Path) -> Counter[tuple[str, float]]:
-    """How often each name and value is stored."""
-    return Counter((record.name, record.value) for record in stored(folder))
-
-
-def wait_for(pids: list[int]) -> None:
-    """All of them ended, and ended well."""
-    for pid in pids:
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def record_all(metrics: Metrics, name: str, how_many: int) -> None:
-    for number in range(how_many):
-        metrics.record("fork", name, float(number))
-
-
-def test_children_of_a_plain_fork(folder: Path, core: str) -> None:
-    metrics = Metrics(folder)
-    with metrics:
-        metrics.record("fork", "before", 0.0)
-        pids = []
-        for child in range(8):
-            pid = os.fork()
-            if pid == 0:
-                # Nothing that pytest left to be done at exit is this process's.
-                try:
-                    record_all(metrics, f"child {child}", 2_000)
-                    ok = metrics.get_stats().total_recorded == 2_000
-                    os._exit(not ok)
-                finally:
-                    os._exit(1)
-            pids.append(pid)
-        record_all(metrics, "parent", 2_000)
-        wait_for(pids)
-        assert metrics.get_stats().total_recorded == 2_001
-    expected = Counter({("before", 0.0): 1})
-    for name in ("parent", *(f"child {child}" for child in range(8))):
-        expected.update((name, float(number)) for number in range(2_000))
-    assert counts(folder) == expected
-    ship(folder)  # the journals that the children left behind
-    assert counts(folder) == expected
-    assert books(folder).stored == 18_001
-    assert not list((folder / "journals").glob("*.journal"))
-
-
-def test_a_grandchild_and_a_child_that_stops(folder: Path, core: str) -> None:
-    with Metrics(folder) as metrics:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                metrics.record("fork", "child", 1.0)
-                inner = os.fork()
-                if inner == 0:
-                    metrics.record("fork", "grandchild", 1.0)
-                    os._exit(0)
-                wait_for([inner])
-                metrics.stop()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        wait_for([pid])
-        metrics.record("fork", "parent", 1.0)
-    assert counts(folder) == Counter({("child", 1.0): 1, ("grandchild", 1.0): 1, ("parent", 1.0): 1})
-
-
-def test_forking_while_other_threads_record(folder: Path, core: str) -> None:
-    metrics = Metrics(folder)
-    stop = threading.Event()
-    recorded = Counter[str]()
-
-    def record(name: str) -> None:
-        number = 0
-        while not stop.is_set():
-            metrics.record("fork", name, float(number))
-            number += 1
-        recorded[name] = number
-
-    with metrics:
-        threads = [threading.Thread(target=record, args=(f"thread {n}",)) for n in range(3)]
-        for thread in threads:
-            thread.start()
-        pids = []
-        for child in range(20):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    record_all(metrics, f"child {child}", 50)
-                    os._exit(0)
-                finally:
-                    os._exit(1)
-            pids.append(pid)
-        wait_for(pids)
-        stop.set()
-        for thread in threads:
-            thread.join()
-    found = counts(folder)
-    expected = Counter({(f"child {child}", float(n)): 1 for child in range(20) for n in range(50)})
-    expected.update({(name, float(n)): 1 for name, last in recorded.items() for n in range(last)})
-    assert found == expected
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_multiprocessing(folder: Path, core: str, method: str) -> None:
-    script = f"""
-import multiprocessing
-from tallymark import Metrics
-from workers import record_here
-
-if __name__ == "__main__":
-    context = multiprocessing.get_context({method!r})
-    with Metrics({str(folder)!r}) as metrics:
-        metrics.record("fork", "parent", 0.0)
-        with context.Pool(8) as pool:
-            pool.starmap(record_here, [({str(folder)!r}, n) for n in range(8)])
-            pool.close()
-            pool.join()
-"""
-    (folder.parent / "main.py").write_text(script)
-    (folder.parent / "workers.py").write_text(
-        "from tallymark import Metrics\n"
-        "def record_here(folder, number):\n"
-        "    metrics = Metrics(folder)\n"
-        "    metrics.start()\n"
-        "    for n in range(500):\n"
-        "        metrics.record('fork', f'worker {number}', float(n))\n"
-        "    metrics.stop(60)\n"
-    )
-    output(python(str(folder.parent / "main.py")), 120)
-    expected = Counter({(f"worker {w}", float(n)): 1 for w in range(8) for n in range(500)})
-    expected[("parent", 0.0)] = 1
-    assert counts(folder) == expected
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def test_gunicorn_preload_with_uvicorn_workers(folder: Path, core: str) -> None:
-    (folder.parent / "shop.py").write_text(GUNICORN_APP)
-    port = free_port()
-    master = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "gunicorn", "shop:app", "--preload", "--workers", "4"),
-            *("--worker-class", "uvicorn_worker.UvicornWorker", "--bind", f"127.0.0.1:{port}"),
-            *("--log-level", "warning"),
-        ],
-        cwd=folder.parent,
-        env={**os.environ, "STORE": str(folder)},
-    )
-    try:
-        url = f"http://127.0.0.1:{port}/items"
-        eventually(lambda: answers(f"{url}/0"), 60)
-        warm = sum(record.name == "item" for record in stored(folder))
-        pids: Counter[int] = Counter()
-
-        def ask(number: int) -> None:
-            while True:
-                try:
-                    # A connection each, so that every worker gets some.
-                    pids[httpx.get(f"{url}/{number}").json()["pid"]] += 1
-                    return
-                except httpx.TransportError:  # asked the worker that was killed
-                    killed.append(number)
-
-        killed: list[int] = []
-        for number in range(1, 101):
-            ask(number)
-        os.kill(max(pids), signal.SIGKILL)  # a worker, in the middle of its life
-        for number in range(101, 151):
-            ask(number)
-        assert len(pids) >= 2
-    finally:
-        master.send_signal(signal.SIGTERM)
-        assert master.wait(60) == 0
-    found = [record for record in stored(folder) if record.name == "item" and record.value > 0]
-    assert warm >= 1
-    once = Counter(record.value for record in found if int(record.value) not in killed)
-    assert once == Counter(float(n) for n in range(1, 151) if n not in killed)
-    assert {record.metadata["pid"] for record in found} == set(pids)
-    requests = [record for record in stored(folder) if record.name == "GET /items/{number}"]
-    assert len(requests) >= 151 - len(killed)
-    # The trace of a request is that of what was recorded while it was served.
-    traces = {record.trace_id for record in requests}
-    assert all(record.trace_id in traces for record in found if int(record.value) not in killed)
-    assert sum(record.name == "loaded" for record in stored(folder)) == 1
-    before = books(folder)
-    ship(folder)
-    after = books(folder)
-    assert (after.stored, after.pending, after.dropped) == (before.recorded, 0, {})
-
-
-def test_a_dead_parent_s_journal_is_adopted_while_its_child_lives(folder: Path, core: str) -> None:
-    script = f"""
-import os, signal, sys, time
-from tallymark import Metrics
-metrics = Metrics({str(folder)!r})
+metrics = Metrics(os.environ["FOLDER"], service="web", flush_interval_seconds=0.2)
 metrics.start()
-metrics.record("fork", "parent", 1.0)
-reader, writer = os.pipe()
-if os.fork() == 0:
-    os.close(writer)
-    print(os.getpid(), flush=True)
-    signal.pause()
-os.kill(os.getpid(), signal.SIGKILL)
+metrics.record("start", "preload", 1.0)
+app = FastAPI()
+
+@app.get("/{number}")
+async def answer(number: int) -> int:
+    metrics.record("request", "GET /{number}", float(number))
+    return os.getpid()
 """
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+    )
+    socket = tmp_path / "socket"
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gunicorn", "application:app", "--preload", "--workers", "3"),
+            *("--worker-class", "uvicorn_worker.UvicornWorker", "--bind", f"unix:{socket}", "--log-level", "warning"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"FOLDER": str(folder)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
-        parent.wait(30)
-        ship(folder)
-        assert books(folder).stored == 1
-        assert not list((folder / "journals").glob("*.journal"))
+        eventually(socket.exists)
+        yield str(socket)
+        server.terminate()
+        _, complaints = server.communicate(timeout=DEADLINE_SECONDS)
+        assert "Traceback" not in complaints, complaints
+        assert server.returncode == 0
     finally:
-        os.kill(child, signal.SIGKILL)
-        parent.stdout.close()
+        server.kill()
+        server.wait()
+
+
+def test_gunicorn_with_workers_that_are_killed(address: str, folder: Path) -> None:
+    answered: list[int] = []
+    failed: list[int] = []
+    killed: set[int] = set()
+    with httpx.Client(transport=httpx.HTTPTransport(uds=address), base_url="http://app", timeout=30) as client:
+        for number in range(300):
+            try:
+                worker = int(client.get(f"/{number}", headers={"connection": "close"}).raise_for_status().text)
+            except httpx.TransportError:
+                failed.append(number)  # the worker that took it was being killed
+                continue
+            answered.append(number)
+            if number % 60 == 59:
+                os.kill(worker, signal.SIGKILL)
+                killed.add(worker)
+    assert len(killed) == 5
+    assert len(failed) <= 5
+    found = Counter(int(record.value) for record in stored(folder) if record.metric_type == "request")
+    assert set(found.values()) == {1}
+    assert set(answered) <= set(found) <= set(answered) | set(failed)
+    assert [record.name for record in stored(folder) if record.metric_type == "start"] == ["preload"]

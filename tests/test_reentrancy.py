@@ -1,7 +1,9 @@
 """Recording from where code is interrupted: signal handlers, finalisers, the garbage collector; while others record."""
 
 import gc
+import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,8 @@ from recording import in_threads, live, output, python, recording, ship
 from tallymark import Metrics
 from tallymark.lane import Lane
 
-pytestmark = [pytest.mark.usefixtures("core"), pytest.mark.timeout(120)]
+# The alarm of pytest-timeout is used here for other things.
+pytestmark = [pytest.mark.usefixtures("core"), pytest.mark.timeout(120, method="thread")]
 
 SECONDS = 1.0
 """For how long chance gets its chances."""
@@ -30,10 +33,14 @@ def interrupting(handler: Callable[[], object], every: float = 0.0002) -> Iterat
 
     def handle(number: int, frame: FrameType | None) -> None:
         calls[0] += 1
-        handler()
+        try:
+            handler()
+        finally:
+            # Not periodic: where a handler takes longer than that nothing else would ever be done.
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(every / 10, every))
 
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, every, every)
+    signal.setitimer(signal.ITIMER_REAL, every)
     try:
         yield calls
     finally:
@@ -116,96 +123,55 @@ def test_a_handler_at_every_step_of_a_call(folder: Path) -> None:
             depth = 0
         return trace
 
-    import sys
-
     with recording(folder, max_queue_size=8000) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            for number in range(30):
+            for number in range(10):
                 metrics.record("a", f"outer{number % 3}", 1.0, metadata={"list": [number]})
         finally:
             sys.settrace(before)
-        assert interruptions > 1000
-        stats = metrics.get_stats()
-        assert stats.total_recorded == 30 + interruptions
-        assert [row["name"] for row in live(folder)].count("inner") + sum(stats.dropped.values()) >= interruptions
+        assert interruptions > 500
+        assert_exact(metrics, folder, 10 + interruptions)
 
 
 class Timeout(Exception):
     """Out of a signal handler, as of Celery's soft time limit."""
 
 
-def test_exceptions_out_of_signal_handlers(folder: Path) -> None:
+@pytest.mark.parametrize("max_queue_size", [1_000_000, 40_000])
+def test_exceptions_out_of_signal_handlers(folder: Path, max_queue_size: int) -> None:
     """Whatever call they hit: those that returned are there, and recording goes on for as long as one likes."""
     returned: list[int] = []
-    tried = 0
+    inside = False
 
     def give_up() -> None:
-        raise Timeout
+        if inside:
+            raise Timeout
 
-    with recording(folder, max_queue_size=40_000) as metrics:
+    with recording(folder, max_queue_size=max_queue_size) as metrics:
         metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
         with interrupting(give_up, 0.0005) as calls:
-            end = time.monotonic() + 3 * SECONDS
-            while time.monotonic() < end and tried < 30_000:
+            for number in range(20_000):
                 try:
-                    while tried < 30_000:
-                        tried += 1
-                        number = tried
-                        metrics.record("a", f"b{number % 50}", number, metadata={"list": [number]})
-                        returned.append(number)
+                    inside = True
+                    metrics.record("a", f"b{number % 50}", number, metadata={"list": [number]})
+                    returned.append(number)
+                    inside = False
                 except Timeout:
-                    pass
-            signal.setitimer(signal.ITIMER_REAL, 0)
+                    inside = False
         assert calls[0] > 20
         stats = metrics.get_stats()
         assert stats.dropped == {}
         found = [int(row["value"]) for row in live(folder)]
         assert len(set(found)) == len(found)
-        assert set(returned) <= set(found) <= set(range(1, tried + 1))
+        assert set(returned) <= set(found) <= set(range(20_000))
+        assert len(returned) < 20_000
         # A call that was cut short may or may not have been recorded; the books know.
         assert stats.total_recorded == stats.queue_size == len(found)
         assert len(metrics._journal._open) <= 3
     assert ship(folder).records == len(found)
-
-
-@pytest.mark.parametrize("step", range(1, 400, 3))
-def test_an_exception_at_any_step_of_a_call(folder: Path, step: int) -> None:
-    """As before, but at each line in turn."""
-    left = step
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        if "tallymark" in frame.f_code.co_filename and frame.f_code.co_name not in ("__exit__", "_changing", "_wake"):
-            left -= 1
-            if left == 0:
-                raise Timeout
-        return trace
-
-    import sys
-
-    with recording(folder, max_queue_size=1000) as metrics:
-        metrics.record("a", "first", 0.0, metadata={"list": []})
-        before = sys.gettrace()
-        returned = 1
-        sys.settrace(trace)
-        try:
-            for _ in range(10):
-                metrics.record("a", "b", 1.0, metadata={"list": []})
-                returned += 1
-        except Timeout:
-            pass
-        finally:
-            sys.settrace(before)
-        for _ in range(200):
-            metrics.record("a", "b", 2.0)
-            metrics.record("a", "c", 2.0, metadata={"list": []})
-        stats = metrics.get_stats()
-        found = live(folder)
-        assert stats.total_recorded == len(found)
-        assert 0 <= len(found) - returned - 400 <= 1
-        assert len(metrics._journal._open) <= 2
 
 
 def test_a_finaliser(folder: Path) -> None:
@@ -240,7 +206,9 @@ def test_a_callback_of_the_garbage_collector(folder: Path) -> None:
         metrics.record("gc", phase, 1.0, metadata={"generation": info["generation"]})
 
     def work() -> None:
+        garbage: list[object] = []
         for number in range(2000):
+            garbage.append([number])
             record(metrics, number)
 
     with recording(folder) as metrics:

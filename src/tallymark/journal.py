@@ -16,7 +16,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -118,12 +118,13 @@ class Journal:
         self.pool.free = []
         self._open: list[Lane] = []  # the free ones and those that somebody holds
         self._opening: list[None] = []  # one for each that is being made
-        self._unsynced: list[Lane] = []  # complete and unmapped; sync() closes their files
-        self._complete: dict[Path, int] = {}  # complete lanes that are still on disk: how many records each has
-        self._gone: list[tuple[int, int]] = []  # of each lane that was shipped and deleted: records, batches
+        self._full: list[Lane] = []  # those of the open ones that sync() is to close
+        #: Complete lanes that are still on disk: the records and the drops of each.
+        self._complete: dict[Path, tuple[int, list[int]]] = {}
+        #: Of each lane that was shipped and deleted: records, batches, drops.
+        self._gone: list[tuple[int, ...]] = []
         self._gone_at = 0
         self._batches: dict[Path, int] = {}  # of lanes that are still there, when stats() last looked
-        self._past_dropped: list[list[int]] = []
         self._begun, self._ended = itertools.count(), itertools.count()  # of _changing()
         # Drops that no lane could take; sync() moves them into one.
         self._homeless = [itertools.count() for _ in DROP_REASONS]
@@ -177,8 +178,11 @@ class Journal:
                         return lane, at
                 # Before a new lane one that a busier moment left behind.
                 if free or self._open_lane():
-                    held.clear()
-                    self._complete_lane(lane)
+                    try:
+                        held.clear()
+                    finally:
+                        self._full.append(lane)
+                    lane.buffer.close()  # here: where the disk is slow memory would grow until sync() is there
                     self._wake()
                     continue
                 if self.closed:
@@ -286,30 +290,24 @@ class Journal:
         self.complaint = complaint
 
     def _complete_lane(self, lane: Lane) -> None:
-        """Unmap a full lane. Its file is closed by sync(), which may wait for the disk."""
-        with self._changing():
-            try:
-                self._open.remove(lane)
-            except ValueError:
-                return  # another thread completes it
-            self._complete[lane.path] = lane.records
-            self._past_dropped.append(lane.dropped)
-        lane.buffer.close()
-        self._unsynced.append(lane)
-        if self.closed:  # meanwhile: there is no sync() any more
-            self._close_complete()
+        """Give a lane up to the shippers. Waits for the disk."""
+        self._sync_lane(lane)
+        # Among the open ones until it is closed: a child that is forked meanwhile has to close it, too.
+        lane.close()
+        with self._changing(), contextlib.suppress(ValueError):  # another thread did
+            self._open.remove(lane)
+            self._complete[lane.path] = (lane.records, lane.dropped)
 
     def _forget_shipped(self) -> None:
         for path in list(self._complete):
             try:
                 path.stat()
             except FileNotFoundError:
-                with self._changing():
-                    records = self._complete.pop(path, None)
-                    if records is not None:
-                        # The batch that completed it was one more than those that it told about.
-                        self._gone.append((records, self._batches.pop(path, 0) + 1))
-                        self._gone_at = self._clock.time_ns()
+                with self._changing(), contextlib.suppress(KeyError):  # another thread did
+                    records, dropped = self._complete.pop(path)
+                    # The batch that completed it was one more than those that it told about.
+                    self._gone.append((records, self._batches.pop(path, 0) + 1, *dropped))
+                    self._gone_at = self._clock.time_ns()
             except OSError:
                 continue  # no permission to look, say
 
@@ -327,18 +325,10 @@ class Journal:
         for lane in list(self._open):
             if lane.at != lane.synced:
                 lane.synced = lane.at
-                os.fdatasync(lane.fd)
-        self._close_complete()
+                self._sync_lane(lane)
+        while self._full:
+            self._complete_lane(self._full.pop())
         self._house_drops()
-
-    def _close_complete(self) -> None:
-        for lane in list(self._unsynced):
-            # In the list until it is closed: a child that is forked meanwhile has to close it, too.
-            with contextlib.suppress(OSError):
-                os.fdatasync(lane.fd)
-            lane.close()
-            with contextlib.suppress(ValueError):
-                self._unsynced.remove(lane)
 
     def _house_drops(self) -> None:
         """Write the drops that no lane could take into one."""
@@ -362,8 +352,7 @@ class Journal:
 
     def close(self) -> None:
         """Complete every lane and unlock it. A thread that is inside ``append`` meanwhile gets RuntimeError."""
-        with contextlib.suppress(OSError):
-            self.sync()
+        self.sync()
         self.closed = True
         free, self.pool.free = self.pool.free, []
         # A thread that holds a lane gives it back in a moment; a frame below this one never does.
@@ -375,7 +364,6 @@ class Journal:
                 time.sleep(0)
         for lane in list(self._open):
             self._complete_lane(lane)
-        self._close_complete()
 
     def stats(self) -> JournalStats:
         """What became of the records of this process so far, as far as its journals tell."""
@@ -390,34 +378,34 @@ class Journal:
         return self._count()  # what is half done is so in a frame below this one
 
     def _count(self) -> JournalStats:
-        lanes = dict(self._complete)
-        dropped = [sum(column) for column in zip([0] * len(DROP_REASONS), *self._past_dropped, strict=False)]
+        lanes = {lane.path: (lane.records, lane.dropped) for lane in list(self._open)} | self._complete
         counters = {}
-        for lane in list(self._open):
-            lanes[lane.path] = lane.records
-            dropped = [a + b for a, b in zip(dropped, lane.dropped, strict=True)]
         for path in lanes:
             with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
                 counters[path] = read_counters(os.pread(file.fileno(), COUNTERS_SIZE, COUNTERS_AT))
-        shipped = {path: min(values[SHIPPED], lanes[path]) for path, values in counters.items()}
         self._batches = {path: values[BATCHES] for path, values in counters.items()}
-        gone = [sum(column) for column in zip((0, 0), *self._gone, strict=True)]
-        stored = gone[0] + sum(shipped.values())
+        gone_records, gone_batches, *gone_dropped = _sums(self._gone, 2 + len(DROP_REASONS))
+        shipped = sum(min(values[SHIPPED], lanes[path][0]) for path, values in counters.items())
         homeless = [_peek(counter) - done for counter, done in zip(self._homeless, self._housed, strict=True)]
+        dropped = _sums([gone_dropped, homeless, *(dropped for _, dropped in lanes.values())], len(DROP_REASONS))
         return JournalStats(
-            stored=stored,
-            pending=sum(lanes.values()) - sum(shipped.values()),
-            dropped={reason: a + b for reason, a, b in zip(DROP_REASONS, dropped, homeless, strict=True) if a + b},
-            batches=gone[1] + sum(self._batches.values()),
+            stored=gone_records + shipped,
+            pending=sum(records for records, _ in lanes.values()) - shipped,
+            dropped={reason: count for reason, count in zip(DROP_REASONS, dropped, strict=True) if count},
+            batches=gone_batches + sum(self._batches.values()),
             last_batch_ns=max((values[SHIPPED_AT] for values in counters.values()), default=self._gone_at),
         )
 
     def _forked(self) -> None:
         """In a forked child: the lanes are the parent's. Closing them here also gives up their inherited locks."""
-        for lane in (*self._open, *self._unsynced):
+        for lane in self._open:
             with contextlib.suppress(OSError, BufferError):
                 lane.close(unlock=False)
         self._begin()
+
+
+def _sums(rows: Sequence[Sequence[int]], width: int) -> list[int]:
+    return [sum(column) for column in zip([0] * width, *rows, strict=True)]
 
 
 def _peek(counter: "itertools.count[int]") -> int:

@@ -244,7 +244,7 @@ class Shipper:
 def main() -> int:
     """Ship once; the command that a recorder starts. Exits with :data:`BUSY` where somebody else is doing so."""
     keep_pandas_out()
-    # Arrow's own pool gives memory back at once and the kernel clears it anew, which takes as long as the work itself.
+    # Arrow's own pool gives memory back at once and the kernel clears it anew: about twice the system time.
     pa.set_memory_pool(pa.system_memory_pool())
     try:
         shipped = ship_once(sys.argv[1])
