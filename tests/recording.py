@@ -14,7 +14,8 @@ import tallymark
 from tallymark import Metrics
 from tallymark.lane import HEADER, HEADER_COPIES, JOURNALS, SUFFIX
 from tallymark.lane_reader import lanes
-from tallymark.model import RESERVED_TYPE, Record
+from tallymark.model import RESERVED_TYPE
+from tallymark.record import Record
 from tallymark.shipper import Shipped, ship_once, shipping_lock
 from tallymark.store import StoreInfo
 

@@ -13,8 +13,8 @@ from test_lake import DAY, JOURNALS, NOON, batch, lake_with, row
 import tallymark
 from tallymark.batch import record_id
 from tallymark.errors import QueryError
-from tallymark.model import COLUMNS
 from tallymark.reader import Answer, Reader
+from tallymark.record import COLUMNS
 
 
 @pytest.fixture

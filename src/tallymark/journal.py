@@ -12,14 +12,11 @@ never need a second lane.
 import contextlib
 import errno
 import itertools
-import logging
 import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from tallymark.clock import Clock
 from tallymark.core import Pool
@@ -35,8 +32,10 @@ from tallymark.lane import (
     Lane,
     read_counters,
 )
-from tallymark.metadata import accepted_keys
 from tallymark.model import SeriesKey, check_series
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LANE_ENTRIES: Final = 65_536
 """Entries of a lane, unless the bound of the journal asks for smaller ones."""
@@ -55,11 +54,8 @@ STATS_ATTEMPTS: Final = 100
 
 OnFull = Literal["drop", "raise", "wait"]
 
-_log = logging.getLogger("tallymark")
 
-
-@dataclass(frozen=True)
-class JournalStats:
+class JournalStats(NamedTuple):
     """What became of the records of one process. recorded = stored + pending + dropped."""
 
     stored: int
@@ -88,7 +84,7 @@ class Journal:
 
     def __init__(
         self,
-        folder: Path,
+        folder: "Path",
         clock: Clock,
         *,
         max_records: int,
@@ -97,6 +93,8 @@ class Journal:
         sync_each: bool = False,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
+        from tallymark.metadata import accepted_keys
+
         self.folder = folder
         self._clock = clock
         self._on_full: OnFull = on_full

@@ -18,14 +18,14 @@ import mmap
 import os
 import struct
 import time
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
-
-import msgspec
 
 from tallymark.core import LaneState
 from tallymark.model import SeriesKey
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 JOURNALS: Final = "journals"
 """The folder of the lanes within the folder of a store."""
@@ -57,7 +57,6 @@ HEAP_PER_ENTRY: Final = 96
 MIN_HEAP: Final = 128 * 1024
 """Room for the largest record in the smallest lane."""
 
-_encode_series = msgspec.json.Encoder().encode
 _pack = ENTRY.pack
 _UNWRITTEN: Final = bytes(8)
 
@@ -73,7 +72,7 @@ class Lane(LaneState):
 
     __slots__ = ("dropped", "fd", "id", "path", "synced", "undefined")
 
-    def __init__(self, folder: Path, entries: int) -> None:
+    def __init__(self, folder: "Path", entries: int) -> None:
         """Create, preallocate, lock and map a new file.
 
         Raises:
@@ -157,7 +156,9 @@ class Lane(LaneState):
 
     def define(self, key: SeriesKey, series: SeriesKey) -> int | None:
         """Give a series, asked for by a key that may differ in spelling, its number; None when there is no room."""
-        text = _encode_series(series)
+        import json  # loaded with the metadata by now
+
+        text = json.dumps(series).encode()
         number = len(self.series)
         for _ in range(2):
             before = self.at

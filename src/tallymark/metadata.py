@@ -4,17 +4,16 @@ The common case, a flat dictionary with keys that were seen before, is decided b
 else takes the careful way, which also words the error.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from tallymark.model import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, MAX_METADATA_KEYS, clean_text
 from tallymark.privacy import forbidden_word
 
-_encode = msgspec.json.Encoder().encode
+_encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _many_digits = re.compile(rb"[0-9]{19}").search  # 2**63 has 19
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
@@ -38,13 +37,17 @@ def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
     ):
         try:
             text = _encode(metadata)
-        except (ValueError, OverflowError):  # lone surrogates, integers beyond 64 bits
+        except ValueError:  # NaN, lone surrogates
             pass
         else:
-            # msgspec writes NaN as null, and integers of any size.
-            if len(text) <= MAX_METADATA_BYTES and b"null" not in text and not _many_digits(text):
+            # Integers are written whatever their size.
+            if len(text) <= MAX_METADATA_BYTES and not _many_digits(text):
                 return text
     return _encode_carefully(metadata)
+
+
+def _encode(metadata: object) -> bytes:
+    return _encode_text(metadata).encode()
 
 
 def _encode_carefully(metadata: object) -> bytes:

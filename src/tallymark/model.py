@@ -1,13 +1,6 @@
-"""The one wide record, and what a valid one looks like.
-
-Everything that is recorded, whatever it came from, becomes a :class:`Record`. The limits are here and nowhere else.
-"""
+"""What a valid record looks like: the limits are here and nowhere else. What one is: :mod:`tallymark.record`."""
 
 import math
-import uuid
-from typing import Any
-
-import msgspec
 
 MAX_NAME_LENGTH = 200
 """Longest service, metric type, metric name or unit, in characters."""
@@ -36,44 +29,6 @@ MAX_DURATION_MS = 10 * 366 * 86_400_000.0
 MIN_TIMESTAMP = 0
 MAX_TIMESTAMP = 4_102_444_800_000_000_000
 """Timestamps of records lie in [1970-01-01, 2100-01-01), in nanoseconds."""
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was measured.
-
-    Attributes:
-        id: journal id and sequence number in one UUID (version 8); see :mod:`tallymark.journal`.
-        timestamp: when it was recorded, nanoseconds since 1970-01-01 UTC.
-        service: which application recorded it.
-        metric_type: open vocabulary: ``operation`` types of the application, ``system``, ``http``, ``stage`` …
-        name: what was measured: ``GET /users/{id}``, ``cpu_percent``.
-        value: finite.
-        unit: UCUM spelling as OpenTelemetry uses it: ``ms``, ``s``, ``By``, ``%``, ``1``.
-        success: the outcome; ``None`` where the record is not an outcome.
-        error: why it failed, at most :data:`MAX_ERROR_LENGTH` characters.
-        trace_id: the request or job that it belongs to.
-        session_id: the session that it belongs to.
-        metadata: a JSON object, within the limits of this module.
-        description: of the series, for people.
-    """
-
-    id: uuid.UUID
-    timestamp: int
-    service: str
-    metric_type: str
-    name: str
-    value: float
-    unit: str
-    success: bool | None = None
-    error: str | None = None
-    trace_id: str | None = None
-    session_id: str | None = None
-    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
-    description: str | None = None
-
-
-COLUMNS: tuple[str, ...] = Record.__struct_fields__
-"""The names of the columns that a query can show, filter and group by, in their order."""
 
 
 SeriesKey = tuple[str, str, str, str, str | None]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from tallymark.errors import QueryError
-from tallymark.model import COLUMNS, Record
 from tallymark.query import MAX_ROWS, Cursor, Filter, Query
+from tallymark.record import COLUMNS, Record
 from tallymark.store import Store, StoreInfo, open_store
 
 # What needs the extra "lake" is imported where it is used; without it open_store says what to install.

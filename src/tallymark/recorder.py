@@ -1,26 +1,21 @@
 """Metrics: the object that an application records with."""
 
+import _queue
 import _thread
 import atexit
-import logging
 import os
-import queue
 import sys
 import time
-import uuid
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
+from tallymark import log
 from tallymark.clock import Clock, SystemClock
 from tallymark.core import core, fast
 from tallymark.errors import ConfigError
 from tallymark.journal import Journal, OnFull
 from tallymark.lane import ENTRIES_AT, ENTRY_SIZE, OUTCOMES, Lane
-from tallymark.metadata import encode_metadata
 from tallymark.model import (
     MAX_ERROR_LENGTH,
     MAX_ID_LENGTH,
@@ -36,12 +31,14 @@ from tallymark.sealer import Sealer, Waiting
 from tallymark.timing import Timing
 from tallymark.trace import current_trace_id
 
+if TYPE_CHECKING:
+    import uuid
+    from datetime import datetime
+
 SYNC_SECONDS: Final = 1.0
 """How often the journal is brought to the disk: what a power cut can cost."""
 
 NOT_RUNNING: Final = "the recorder is not running: call start(), or use it in a with block"
-
-_log = logging.getLogger("tallymark")
 
 
 class Done:
@@ -59,8 +56,7 @@ if core is not None:
     core.set_up(current_trace_id, DONE)
 
 
-@dataclass(frozen=True)
-class MetricsStats:
+class MetricsStats(NamedTuple):
     """What became of everything that this process recorded. ``await`` gives the same object.
 
     total_recorded = total_persisted + queue_size + the sum of dropped.
@@ -80,7 +76,7 @@ class MetricsStats:
     total_persisted: int
     queue_size: int
     batches_written: int
-    last_flush_timestamp: datetime | None
+    last_flush_timestamp: "datetime | None"
     avg_batch_size: float
     is_running: bool
     dropped: dict[str, int]
@@ -138,6 +134,10 @@ class Metrics:
             raise ConfigError("on_full must be 'drop', 'raise' or 'wait'")
         if durability not in ("process", "power"):
             raise ConfigError("durability must be 'process' or 'power'")
+        # Not with the module: an application that imports it may never record.
+        from tallymark.metadata import encode_metadata
+
+        self._encode_metadata = encode_metadata
         self.store = os.fspath(store)
         self.service = check_text("service", service if service is not None else _program_name())
         self._clock: Clock = clock or SystemClock()
@@ -147,7 +147,7 @@ class Metrics:
         self._sync_each = durability == "power"
         self._running = False
         self._worker_pid = 0
-        self._wakeups: queue.SimpleQueue[str] = queue.SimpleQueue()  # put() may be called from a signal handler
+        self._wakeups: _queue.SimpleQueue[str] = _queue.SimpleQueue()  # put() may be called from a signal handler
         self._worker_done = _thread.allocate_lock()
         self._renew_journal()
 
@@ -234,14 +234,14 @@ class Metrics:
         try:
             await self.stop()
         except TimeoutError as late:
-            _log.warning("%s", late)
+            log.warning("%s", late)
 
     def _stop_at_exit(self) -> None:
         """Stop where an exception would hide the application's own."""
         try:
             self.stop().wait()
         except TimeoutError as late:
-            _log.warning("%s", late)
+            log.warning("%s", late)
 
     # Recording
 
@@ -302,7 +302,7 @@ class Metrics:
         metadata: Mapping[str, Any] | None = None,
         trace_id: str | None = None,
         session_id: str | None = None,
-    ) -> uuid.UUID | None:
+    ) -> "uuid.UUID | None":
         """Record on behalf of another service, perhaps at another time (``timestamp``, ns since 1970 UTC).
 
         Returns the id of the record; None when there was no room and it was dropped, and counted.
@@ -329,6 +329,8 @@ class Metrics:
         )
         if written is None:
             return None
+        import uuid
+
         lane, at = written
         return uuid.UUID(int=int.from_bytes(lane.id) | (at - ENTRIES_AT) // ENTRY_SIZE)
 
@@ -346,11 +348,13 @@ class Metrics:
         check_text("name", name)
         check_text("operation_type", operation_type)
         if metadata is not None:
-            encode_metadata(metadata)
+            self._encode_metadata(metadata)
         return Timing(self, operation_type, name, metadata)
 
     def get_stats(self) -> MetricsStats:
         """What became of the records of this process so far. Reads a few small pieces of files."""
+        from datetime import UTC, datetime
+
         stats = self._journal.stats()
         return MetricsStats(
             total_recorded=stats.recorded,
@@ -388,7 +392,7 @@ class Metrics:
         if success is not None and success is not True and success is not False:
             raise ValueError(f"success must be True, False or None, not {type(success).__name__}")
         texts = [
-            b"{}" if metadata is None else encode_metadata(metadata),
+            b"{}" if metadata is None else self._encode_metadata(metadata),
             _error_text(error),
             _id_text("trace_id", current_trace_id.get() if trace_id is None else trace_id),
             _id_text("session_id", session_id),
@@ -408,7 +412,7 @@ class Metrics:
     def drop_invalid(self, name: str, reason: Exception) -> None:
         """Count a record that turned out to be invalid where an exception would hurt the application."""
         self._journal.drop("invalid")
-        _log.warning("%r was not recorded: %s", name, reason)
+        log.warning("%r was not recorded: %s", name, reason)
 
     # The thread that brings the journal to the disk and looks for work for the sealer
 
@@ -420,7 +424,7 @@ class Metrics:
             # The first lane of this process, which may be a forked child. Not a threading.Thread: starting one takes
             # locks that the interrupted code may hold.
             self._worker_pid = pid
-            self._wakeups = queue.SimpleQueue()
+            self._wakeups = _queue.SimpleQueue()
             self._worker_done = _thread.allocate_lock()
             self._worker_done.acquire()
             try:
@@ -429,13 +433,13 @@ class Metrics:
                 self._worker_done.release()
         self._wakeups.put("look")
 
-    def _work(self, journal: Journal, wakeups: "queue.SimpleQueue[str]", done: _thread.LockType) -> None:
+    def _work(self, journal: Journal, wakeups: "_queue.SimpleQueue[str]", done: _thread.LockType) -> None:
         complained = None
         message = ""
         while message != "stop" and not journal.closed:
             try:
                 message = wakeups.get(timeout=SYNC_SECONDS)
-            except queue.Empty:
+            except _queue.Empty:
                 message = ""
             try:
                 journal.sync()
@@ -447,9 +451,9 @@ class Metrics:
             if complaint != complained:
                 complained = complaint
                 if complaint:
-                    _log.warning("records are being dropped, and counted: %s", complaint)
+                    log.warning("records are being dropped, and counted: %s", complaint)
                 else:
-                    _log.info("records are kept again")
+                    log.info("records are kept again")
         done.release()
 
 
@@ -472,4 +476,4 @@ def _program_name() -> str:
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:
         return str(spec.name).removesuffix(".__main__")
-    return Path(sys.argv[0] if sys.argv else "").stem or "python"
+    return os.path.splitext(os.path.basename(sys.argv[0] if sys.argv else ""))[0] or "python"

@@ -7,18 +7,21 @@ process that records: a short-lived child does the work, or a ``tallymark serve`
 import _thread
 import contextlib
 import fcntl
-import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Generator
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from tallymark import log
 from tallymark.journal import Journal
 from tallymark.lane import JOURNALS
 from tallymark.location import lake_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tallymark.child import Child
 
 LOCK_FILE: Final = ".shipping"
 """Locked, in the folder of the journals, by whoever ships."""
@@ -31,10 +34,8 @@ BUSY: Final = 75
 MANY_FILES: Final = 8
 """So many journals, left behind by others too, are worth a child at any time."""
 
-_log = logging.getLogger("tallymark")
 
-
-def somebody_ships(journals: Path) -> bool:
+def somebody_ships(journals: "Path") -> bool:
     """Whether a shipper is at work, or on duty, on this folder."""
     try:
         fd = os.open(journals / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
@@ -50,15 +51,6 @@ def somebody_ships(journals: Path) -> bool:
     return False
 
 
-class _Child(subprocess.Popen[bytes]):
-    """It may outlive the application, or whoever waited for it: no warnings about that."""
-
-    def __del__(self) -> None:
-        if self.stderr:
-            self.stderr.close()
-        super().__del__(_warn=lambda *_, **__: None)  # type: ignore[call-arg]
-
-
 class Sealer:
     """Starts children that ship, when it is worth one."""
 
@@ -68,7 +60,7 @@ class Sealer:
         self._store = str(folder)
         self._interval = interval_seconds
         self._batch_size = batch_size
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._started = 0  # children so far
         self._ended = 0  # the number of the newest child that came to an end without finding another shipper
         self._starting = _thread.allocate_lock()  # never waited for
@@ -110,8 +102,7 @@ class Sealer:
         while True:
             child = self._child
             if child is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(max(0.0, deadline - time.monotonic()))
+                child.end_within(max(0.0, deadline - time.monotonic()))
             busy = self._is_busy()
             stats = journal.stats()
             if self._ended > before or stats.pending <= stats.recorded - wanted:
@@ -141,35 +132,28 @@ class Sealer:
             self._bury(child)
         return False
 
-    def _bury(self, child: _Child) -> None:
-        complaint = ""
-        if child.stderr:
-            with child.stderr:
-                complaint = child.stderr.read().decode(errors="replace").strip()
+    def _bury(self, child: "Child") -> None:
+        complaint = child.complaint()
         if child.returncode >= 0 and child.returncode != BUSY:  # one that was killed is worth another
             self._ended = self._started
         if child.returncode not in (0, BUSY):
-            _log.warning("shipping failed, the journal keeps the records: %s", complaint[-2000:] or child.returncode)
+            log.warning("shipping failed, the journal keeps the records: %s", complaint or child.returncode)
 
     def _start_child(self) -> bool:
         if not sys.executable or somebody_ships(self.journals):
             return False
         if not self._starting.acquire(blocking=False):
             return True  # another thread does
+        from tallymark.child import Child
+
         try:
             if self._is_busy():
                 return True
             self._sealed = time.monotonic()
             self._started += 1
-            self._child = _Child(
-                [sys.executable, "-m", "tallymark.shipper", self._store],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in the application's terminal is not meant for it
-            )
+            self._child = Child([sys.executable, "-m", "tallymark.shipper", self._store])
         except OSError as error:
-            _log.warning("shipping failed, the journal keeps the records: %s", error)
+            log.warning("shipping failed, the journal keeps the records: %s", error)
             return False
         finally:
             self._starting.release()

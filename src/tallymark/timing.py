@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -68,6 +67,8 @@ class Timing:
 
         def timing() -> Timing:
             return Timing(self._metrics, self._operation_type, self._name, self.metadata)
+
+        import inspect  # half of what importing this package would take
 
         wrapper: Callable[..., Any]
         if inspect.iscoroutinefunction(function):

@@ -18,7 +18,7 @@ from tallymark import Metrics
 from tallymark.collectors import system
 from tallymark.collectors.system import UNITS, SystemCollector
 from tallymark.errors import ConfigError
-from tallymark.model import Record
+from tallymark.record import Record
 
 SYSTEM = {
     "cpu_percent",

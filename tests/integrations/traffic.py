@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 import tallymark
-from tallymark.model import Record
+from tallymark.record import Record
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tallymark.model import Record
+from tallymark.record import Record
 
 Row = Mapping[str, Any]
 

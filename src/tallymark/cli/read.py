@@ -10,8 +10,8 @@ import typer
 from tallymark.cli.stores import DEFAULT_STORE, StoreArgument, open_existing
 
 if TYPE_CHECKING:
-    from tallymark.model import Record
     from tallymark.reader import Answer, Reader
+    from tallymark.record import Record
 
 USUAL_AGGREGATES = ("count", "avg", "p95", "error_rate")
 TABLE_ROWS = 100

@@ -8,7 +8,8 @@ import msgspec
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tallymark.model import MAX_DESCRIPTION_LENGTH, MAX_ID_LENGTH, MAX_NAME_LENGTH, Record
+from tallymark.model import MAX_DESCRIPTION_LENGTH, MAX_ID_LENGTH, MAX_NAME_LENGTH
+from tallymark.record import Record
 from tallymark.server.limits import MAX_BATCH_RECORDS
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]

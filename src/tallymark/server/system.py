@@ -7,7 +7,8 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Response
 
 from tallymark.collectors.system import UNITS
-from tallymark.model import MAX_NAME_LENGTH, Record, check_text
+from tallymark.model import MAX_NAME_LENGTH, check_text
+from tallymark.record import Record
 from tallymark.server.context import Context, InContext
 from tallymark.server.models import Collected, SystemStatus, format_timestamp, json_response, metric_json
 from tallymark.server.problems import documented, invalid

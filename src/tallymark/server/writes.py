@@ -14,16 +14,15 @@ from fastapi.routing import APIRoute
 from tallymark.errors import BufferFull
 from tallymark.metadata import encode_metadata
 from tallymark.model import (
-    COLUMNS,
     MAX_ERROR_LENGTH,
     MAX_ID_LENGTH,
     MAX_TIMESTAMP,
     MIN_TIMESTAMP,
-    Record,
     check_series,
     check_text,
     clean_text,
 )
+from tallymark.record import COLUMNS, Record
 from tallymark.recorder import Metrics
 from tallymark.server.context import InContext
 from tallymark.server.models import (
