@@ -1,12 +1,17 @@
 """Everything that records is tested twice: with the compiled core, and without it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 import tallymark.core
 from tallymark import Metrics, lane_reader
+
+
+# Where the tests run in the background of a script SIGINT is ignored, and would be by every program that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["compiled", "pure"])

@@ -113,7 +113,7 @@ def keep_recording():
 threads = [threading.Thread(target=keep_recording) for _ in range(4)]
 for thread in threads:
     thread.start()
-for n in range(20):
+for n in range(8):
     if not os.fork():
         work(f"child {n}")
         os._exit(0)

