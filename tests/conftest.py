@@ -9,7 +9,6 @@ import pytest
 import tallymark.core
 from tallymark import Metrics, lane_reader
 
-
 # Where the tests run in the background of a script SIGINT is ignored, and would be by every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
