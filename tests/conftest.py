@@ -2,9 +2,11 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from recording import recording
 
 import tallymark.core
 from tallymark import Metrics, lane_reader
@@ -36,3 +38,10 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def folder(tmp_path: Path) -> Path:
     """Where a test records to."""
     return tmp_path / "metrics"
+
+
+@pytest.fixture
+def metrics(folder: Path) -> Iterator[Metrics]:
+    """A recorder that runs."""
+    with recording(folder, service="shop") as metrics:
+        yield metrics

@@ -134,7 +134,13 @@ class Metrics:
             raise ConfigError("on_full must be 'drop', 'raise' or 'wait'")
         if durability not in ("process", "power"):
             raise ConfigError("durability must be 'process' or 'power'")
-        # Not with the module: an application that imports it may never record.
+        # Not with the module: an application that imports it may never record. Not later: a child that is forked while
+        # another thread is in the middle of an import cannot import the same.
+        import datetime  # noqa: F401
+        import logging  # noqa: F401
+        import uuid  # noqa: F401
+
+        import tallymark.child  # noqa: F401
         from tallymark.metadata import encode_metadata
 
         self._encode_metadata = encode_metadata

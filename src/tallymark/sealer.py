@@ -151,7 +151,8 @@ class Sealer:
                 return True
             self._sealed = time.monotonic()
             self._started += 1
-            self._child = Child([sys.executable, "-m", "tallymark.shipper", self._store])
+            # -P: not the modules of whatever folder the application runs in.
+            self._child = Child([sys.executable, "-P", "-m", "tallymark.shipper", self._store])
         except OSError as error:
             log.warning("shipping failed, the journal keeps the records: %s", error)
             return False
