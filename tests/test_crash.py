@@ -33,7 +33,10 @@ def assert_exact(returned: list[int], counts: Counter[tuple[int, int]]) -> None:
     for child, number in counts:
         children[child].add(number)
     for child, last in enumerate(returned):
-        assert children[child] in (set(range(1, last + 1)), set(range(1, last + 2))), child
+        wanted = set(range(1, last + 1))
+        lost, extra = sorted(wanted - children[child]), sorted(children[child] - wanted)
+        assert not lost, f"child {child} lost {len(lost)} of {last}, from {lost[0]} on"
+        assert extra in ([], [last + 1]), f"child {child} has {extra[:9]} beyond {last}"
 
 
 def test_a_killed_recorder_loses_nothing(folder: Path, core: str) -> None:
