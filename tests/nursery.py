@@ -13,7 +13,6 @@ import time
 
 from tallymark import Metrics
 
-
 MOST = 20_000
 """Records of one child, whose killer may be late on a busy machine."""
 
