@@ -20,11 +20,12 @@ MOST = 20_000
 def record_for_ever(store: str, child: int, returned: mmap.mmap) -> None:
     metrics = Metrics(store, service="nursery", max_queue_size=50_000_000)
     metrics.start()
+    counter = memoryview(returned).cast("q")  # one store; struct.pack_into clears the bytes first
     number = 0
     while number < MOST:
         number += 1
         metrics.record_operation("crash", f"child {child}", float(number), metadata={"child": child, "number": number})
-        struct.pack_into("<q", returned, 0, number)
+        counter[0] = number
     while True:
         signal.pause()
 
@@ -40,14 +41,14 @@ def main() -> None:
         # Some die before their first record, most in the middle of things.
         deadline = time.monotonic() + 30
         wanted = chance.choice((0, 1, 1, 10, 100, 1000))
-        while struct.unpack_from("<q", returned)[0] < wanted and time.monotonic() < deadline:
+        while struct.unpack_from("q", returned)[0] < wanted and time.monotonic() < deadline:
             pass
         end = time.perf_counter_ns() + chance.randrange(2_000_000)
         while time.perf_counter_ns() < end:
             pass
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        print(struct.unpack_from("<q", returned)[0], flush=True)
+        print(struct.unpack_from("q", returned)[0], flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ SECONDS = 1.0
 def interrupting(handler: Callable[[], object], every: float = 0.0002) -> Iterator[list[int]]:
     """Run something in a signal handler, very often; counts in the one element of what it yields."""
     calls = [0]
+    over = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         calls[0] += 1
@@ -37,13 +38,15 @@ def interrupting(handler: Callable[[], object], every: float = 0.0002) -> Iterat
             handler()
         finally:
             # Not periodic: where a handler takes longer than that nothing else would ever be done.
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(every / 10, every))
+            if not over:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(every / 10, every))
 
     before = signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, every)
     try:
         yield calls
     finally:
+        over = True  # for the handler that runs between the two calls
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
