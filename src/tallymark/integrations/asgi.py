@@ -157,21 +157,26 @@ def _with_trace_id(message: Message, trace_id: str) -> Message:
     return {**message, "headers": [*message.get("headers", ()), (b"x-trace-id", trace_id.encode())]}
 
 
-class _Request:
-    """One HTTP request on its way: the clock readings, and what server and application said to each other."""
+class _Exchange:
+    """What server and application say to each other in one request or websocket, and when it began."""
 
-    # What most requests never change is not set for each of them.
+    # What most never change is not set for each of them.
     status = 0
     error: str | None = None
-    disconnected = False
-    first = 0
-    ended = 0
 
     def __init__(self, receive: Receive, send: Send, trace_id: str) -> None:
         self._receive = receive
         self._send = send
         self._trace_id = trace_id
         self._began = perf_counter_ns()
+
+
+class _Request(_Exchange):
+    """One HTTP request on its way."""
+
+    disconnected = False
+    first = 0
+    ended = 0
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -216,20 +221,12 @@ class _Request:
         record("api_request", name, value, "ms", success, self.error, metadata, self._trace_id)
 
 
-class _Socket:
+class _Socket(_Exchange):
     """One websocket on its way."""
 
-    status = 0
-    error: str | None = None
     close_code: int | None = None
     received = 0
     sent = 0
-
-    def __init__(self, receive: Receive, send: Send, trace_id: str) -> None:
-        self._receive = receive
-        self._send = send
-        self._trace_id = trace_id
-        self._began = perf_counter_ns()
 
     async def receive(self) -> Message:
         message = await self._receive()
