@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup browser lint types bench soak lock clean
+.PHONY: help demo test setup browser services lint types bench soak lock clean
 
 # The interpreter that .venv is made from: `make demo PYTHON=python3.12`.
 PYTHON ?= python3
@@ -16,7 +16,7 @@ help: ## What can be made
 demo: setup ## Server, dashboard, a shop under load, this machine's own figures; Ctrl-C ends it
 	@exec $(PY) -m tallymark demo
 
-test: setup browser lint types ## Every check: lint, types, tests, the dashboard in a headless browser
+test: setup browser services lint types ## Every check: lint, types, tests, the dashboard in a headless browser
 	@$(PY) -m pytest
 
 setup: $(READY)
@@ -28,6 +28,9 @@ $(READY): requirements.lock pyproject.toml hatch_build.py src/tallymark/_core.c 
 
 browser:
 	@scripts/setup-browser.sh
+
+services:
+	@scripts/setup-services.sh
 
 lint: setup ## ruff check, ruff format --check
 	@$(PY) -m ruff check

@@ -45,3 +45,21 @@ def metrics(folder: Path) -> Iterator[Metrics]:
     """A recorder that runs."""
     with recording(folder, service="shop") as metrics:
         yield metrics
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A real Redis for all tests; each empties what it uses."""
+    from services.redis import redis_server
+
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """A real RabbitMQ for all tests: it takes ten seconds to start."""
+    from services.rabbitmq import rabbitmq_server
+
+    with rabbitmq_server() as url:
+        yield url

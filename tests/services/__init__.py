@@ -1,0 +1,74 @@
+"""Real servers for the tests: each on free ports of this machine, in a folder of its own, gone when its block ends.
+
+Where one is not installed, the tests that need it skip and say so; with CI set they fail.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+DEADLINE_SECONDS = 60.0
+
+
+def find_program(name: str, *places: str) -> str:
+    """The path of a server's program, first in the given places; without it the test skips, with CI set it fails."""
+    for place in (*places, shutil.which(name)):
+        if place and os.access(place, os.X_OK):
+            return place
+    missing = f"{name} is not installed; scripts/setup-services.sh does it"
+    assert not os.environ.get("CI"), missing
+    pytest.skip(missing)
+
+
+def free_port(*offsets: int) -> int:
+    """A port that nobody listens on, nor on those that lie ``offsets`` above it."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            if all(_is_free(port + offset) for offset in offsets):
+                return port
+
+
+def _is_free(port: int) -> bool:
+    if port > 65535:
+        return False
+    with socket.socket() as other:
+        try:
+            other.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def serving(
+    command: list[str], folder: Path, answers: Callable[[], bool], environment: dict[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server until the block ends; begin when it answers. What it prints is in ``output`` in its folder."""
+    with (folder / "output").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not answers():
+            said = (folder / "output").read_text(errors="replace")[-4000:]
+            assert process.poll() is None, f"{command[0]} ended: {said}"
+            assert time.monotonic() < deadline, f"{command[0]} does not answer: {said}"
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(DEADLINE_SECONDS / 2)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)  # a session of its own: nobody else is in this group
+            process.wait()
