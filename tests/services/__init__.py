@@ -55,7 +55,13 @@ def serving(
     """Run a server until the block ends; begin when it answers. What it prints is in ``output`` in its folder."""
     with (folder / "output").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + DEADLINE_SECONDS
