@@ -1,14 +1,13 @@
 """Records CPU, memory, disk and network of the machine, and what this process takes of them."""
 
-import logging
 import math
 import os
 import threading
 from collections.abc import Callable
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from tallymark.collectors.collector import Collector
 from tallymark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ _MIB = 2**20
 _GIB = 2**30
 # The kernel counts CPU time in ticks of 10 ms: a share over less would be noise.
 _SHORTEST_WINDOW_SECONDS = 0.1
-_STOP_TIMEOUT_SECONDS = 5.0
-
-_logger = logging.getLogger(__name__)
 
 Values = dict[str, float]
 """Readings by name, in the units of :data:`UNITS`."""
@@ -48,11 +44,11 @@ Counters = dict[tuple[str, str], float]
 """What was counted so far, by what it adds up to, and where it was counted."""
 
 
-class SystemCollector:
+class SystemCollector(Collector):
     """Samples at an interval, from a daemon thread of its own.
 
     Args:
-        metrics: where to record.
+        metrics: where to record. None: only :meth:`status` works.
         interval_seconds: the time between two samples; the first is taken at once.
         disk_path: the file system whose use is recorded is the one that holds this path.
 
@@ -68,42 +64,10 @@ class SystemCollector:
     does not sample unless it calls :meth:`start`.
     """
 
-    def __init__(self, metrics: "Metrics", interval_seconds: float = 5.0, *, disk_path: str = "/") -> None:
-        if not (math.isfinite(interval_seconds) and interval_seconds > 0):
-            raise ValueError("interval_seconds: must be a positive number")
-        self._metrics = metrics
-        self._interval = interval_seconds
+    def __init__(self, metrics: "Metrics | None", interval_seconds: float = 5.0, *, disk_path: str = "/") -> None:
+        super().__init__(metrics, interval_seconds, "system")
         self._disk_path = disk_path
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._logged: set[str] = set()
         self._take_baseline()
-
-    def start(self) -> None:
-        """Begin to sample. A second start is only logged."""
-        if self._thread is not None and self._thread.is_alive():
-            _logger.warning("The system collector is running already")
-            return
-        # A new one: a fork may have copied the old one while its lock was held.
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(self._stop,), name="tallymark-system", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Take no more samples; safe without a start."""
-        thread, self._thread = self._thread, None
-        if thread is not None and thread.is_alive():
-            self._stop.set()
-            thread.join(_STOP_TIMEOUT_SECONDS)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def collect_once(self) -> dict[str, Any]:
         """Take a sample now, record each value, and return it.
@@ -114,14 +78,15 @@ class SystemCollector:
         Raises:
             RuntimeError: the recorder is not running.
         """
+        metrics = self._recorder()
         self._forget_parent()
         sample = self._recorded.sample()
         process = sample["process"]
         for name, value in sample.items():
             if name != "process":
-                self._metrics.record("system", name, value, UNITS[name])
+                metrics.record("system", name, value, UNITS[name])
         for name, value in process.items():
-            self._metrics.record("process", name, value, UNITS[name])
+            metrics.record("process", name, value, UNITS[name])
         return sample
 
     def status(self) -> dict[str, Any]:
@@ -132,15 +97,6 @@ class SystemCollector:
         """
         self._forget_parent()
         return self._shown.sample()
-
-    def _run(self, stop: threading.Event) -> None:
-        while True:
-            try:
-                self.collect_once()
-            except Exception as error:
-                self._log_once("recording", error)
-            if stop.wait(self._interval):
-                return
 
     def _forget_parent(self) -> None:
         if self._pid != os.getpid():
@@ -153,11 +109,6 @@ class SystemCollector:
         # within a moment sees the same rates again; recorded twice they would be counted twice.
         self._recorded = _Sampler(self._disk_path, self._log_once, repeats_rates=False)
         self._shown = _Sampler(self._disk_path, self._log_once, repeats_rates=True)
-
-    def _log_once(self, kind: str, error: Exception) -> None:
-        if kind not in self._logged:
-            self._logged.add(kind)
-            _logger.warning("The system collector goes on without %s: %s: %s", kind, type(error).__name__, error)
 
 
 class _Sampler:
