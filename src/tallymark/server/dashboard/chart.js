@@ -12,8 +12,21 @@ const BINARY_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** (power - 10))
 let palette = readPalette();
 
 function readPalette() {
-  const style = getComputedStyle(document.documentElement);
-  return (name) => style.getPropertyValue(`--${name}`).trim();
+  const known = new Map();
+  return (name) => {
+    if (!known.has(name)) known.set(name, resolve(`var(--${name})`));
+    return known.get(name);
+  };
+}
+
+/** A colour of the style sheet as canvases understand it: of the present theme. */
+function resolve(colour) {
+  const probe = element("i");
+  probe.style.color = colour;
+  document.body.append(probe);
+  const resolved = getComputedStyle(probe).color;
+  probe.remove();
+  return resolved;
 }
 
 const MINUTE = 60;
@@ -191,9 +204,9 @@ export class TimeChart {
     const { top, height } = plot.bbox;
     if (!height) return "transparent";
     const gradient = plot.ctx.createLinearGradient(0, top, 0, top + height);
-    const alpha = (part) => Math.round(255 * part).toString(16).padStart(2, "0");
-    gradient.addColorStop(0, colour + alpha(strength));
-    gradient.addColorStop(1, colour + alpha(strength / 10));
+    const faded = (part) => `color-mix(in srgb, ${colour} ${100 * part}%, transparent)`;
+    gradient.addColorStop(0, faded(strength));
+    gradient.addColorStop(1, faded(strength / 10));
     return gradient;
   }
 
