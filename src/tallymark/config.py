@@ -1,7 +1,7 @@
 """The settings: from arguments, the environment and a file, each with where it came from.
 
-What is said later wins: the defaults, the file ``tallymark.toml`` (or ``[tool.tallymark]`` of ``pyproject.toml``) in the
-current folder, the variables ``METRICS_DATABASE``, ``METRICS_LOG_FILE``, ``METRICS_RETENTION_DAYS`` and
+What is said later wins: the defaults, the file ``tallymark.toml`` (or ``[tool.tallymark]`` of ``pyproject.toml``) in
+the current folder, the variables ``METRICS_DATABASE``, ``METRICS_LOG_FILE``, ``METRICS_RETENTION_DAYS`` and
 ``ENABLE_METRICS``, the variables ``TALLYMARK_…``, arguments. A setting is taken from one place as a whole: lists and
 tables are not merged. An empty variable counts as none.
 """
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     service: str | None = Field(None, description="Which application this is; by default the name of the program.")
     host: Annotated[str, Field(min_length=1)] = Field(
         "127.0.0.1",
-        description="The address that the server listens on. Any that is not this machine's own needs keys.",
+        description="The address that the server listens on; any that is not this machine's own needs keys.",
     )
     port: int = Field(7070, ge=0, le=65_535, description="Where dashboard and API answer; 0 takes a free port.")
     keys: Secrets = Field((), description="Keys of the server; a client must send one of them.")

@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,12 +18,14 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
+from recording import DEADLINE_SECONDS
+from serving import serving
 
 from tallymark import Metrics
+from tallymark.config import Settings
 from tallymark.server import create_app
-from tallymark.server.serve import Server, listen, url_of
+from tallymark.server.serve import Server
 
-DEADLINE_SECONDS = 30.0
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--no-sandbox",
@@ -36,14 +36,6 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds, or fail."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 class Site:
@@ -57,27 +49,12 @@ class Site:
         self._stack = ExitStack()
 
     def start(self) -> None:
-        self.app = create_app(str(self.store), collect_system=False)
-        self.url = self._stack.enter_context(_serving(Server(self.app), self.port))
+        self.app = create_app(Settings(store=self.store, collect_system=False))
+        self.url = self._stack.enter_context(serving(Server(self.app), self.port))
         self.port = int(self.url.rstrip("/").rpartition(":")[2])
 
     def stop(self) -> None:
         self._stack.close()
-
-
-@contextmanager
-def _serving(server: Server, port: int) -> Iterator[str]:
-    with listen("127.0.0.1", port) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],), name="test-server")
-        thread.start()
-        try:
-            wait_until(lambda: server.started or not thread.is_alive())
-            assert server.started
-            yield url_of(listener)
-        finally:
-            server.should_exit = True
-            thread.join(DEADLINE_SECONDS)
-            assert not thread.is_alive(), "the server did not end"
 
 
 @pytest.fixture

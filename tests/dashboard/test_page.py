@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
+from recording import eventually
 
 from tallymark import Metrics
 
-from .conftest import Looker, Site, wait_until
+from .conftest import Looker, Site
 
 pytestmark = pytest.mark.browser
 
@@ -254,11 +255,11 @@ def test_thousands_of_series(metrics: Metrics, site: Site, looker: Looker) -> No
 def test_a_hidden_page_asks_for_nothing(page: Page, site: Site) -> None:
     assert site.app is not None
     hub = site.app.state.hub
-    wait_until(lambda: len(hub.channels) == 1)
+    eventually(lambda: len(hub.channels) == 1)
     _set_hidden(page, True)
-    wait_until(lambda: not hub.channels)
+    eventually(lambda: not hub.channels)
     _set_hidden(page, False)
-    wait_until(lambda: len(hub.channels) == 1)
+    eventually(lambda: len(hub.channels) == 1)
     expect(page.locator("#status")).to_have_text("Live")
 
 

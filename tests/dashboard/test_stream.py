@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from recording import DEADLINE_SECONDS, eventually
 
 from tallymark import Metrics
 from tallymark.errors import StoreError
@@ -16,7 +17,7 @@ from tallymark.reader import Reader
 from tallymark.server import stream
 from tallymark.server.overview import Figures, Span, overview
 
-from .conftest import DEADLINE_SECONDS, Site, wait_until
+from .conftest import Site
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_nothing_is_sent_when_nothing_changed(client: httpx.Client, metrics: Met
     with streaming(client, since="2020-01-01T00:00Z", until="2020-01-01T00:05Z") as events:
         received = [events.next()[1]]
         computed = overviews.calls
-        wait_until(lambda: overviews.calls >= computed + 2)
+        eventually(lambda: overviews.calls >= computed + 2)
         metrics.record_operation("api_request", "GET /", 12.0)
         while not received[-1]["ingest"]["recorded"]:
             received.append(events.next()[1])
@@ -163,7 +164,7 @@ def test_nobody_looks_nothing_is_computed(client: httpx.Client, overviews: Overv
     with streaming(client) as events:
         events.next()
         assert len(_channels(site)) == 1
-    wait_until(lambda: not _channels(site) and not overviews.at_once)
+    eventually(lambda: not _channels(site) and not overviews.at_once)
     calls = overviews.calls
     client.get("/livez")
     assert overviews.calls == calls

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tallymark.config import Settings
 from tallymark.errors import ConfigError
 from tallymark.server import create_app
 from tallymark.server.auth import check_bind, check_keys, host_name, is_loopback
@@ -63,7 +64,7 @@ def test_rebound_names_are_not(client: httpx.Client, host: str) -> None:
 
 def test_another_runner_does_not_open_it(tmp_path: Path) -> None:
     async def ask(server: str, **settings: Any) -> int:
-        transport = httpx.ASGITransport(create_app(tmp_path, **settings))
+        transport = httpx.ASGITransport(create_app(Settings(store=tmp_path, **settings)))
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{server}:7070") as client:
             return (await client.get("/nowhere", headers={"Host": "localhost"})).status_code
 

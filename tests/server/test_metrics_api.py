@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tallymark.config import Settings
 from tallymark.recorder import Metrics
 from tallymark.server import create_app
 
@@ -321,7 +322,7 @@ def test_series_and_info(client: httpx.Client) -> None:
 
 
 def test_the_server_brings_the_journal_into_the_store(start: Start, tmp_path: Path) -> None:
-    app = create_app(tmp_path / "store", collect_system=False)
+    app = create_app(Settings(store=tmp_path / "store", collect_system=False))
     client = start(app)
     client.post(BASE, json=metric())
     app.state.context.metrics.flush()

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tallymark.config import Settings
 from tallymark.errors import QueryError, StoreError
 from tallymark.server import create_app
 
@@ -179,7 +180,7 @@ def test_queries_are_not_echoed(client: httpx.Client, params: dict[str, str]) ->
 
 
 def test_unexpected_errors_tell_nothing(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    app = create_app(tmp_path / "store", collect_system=False)
+    app = create_app(Settings(store=tmp_path / "store", collect_system=False))
 
     @app.get("/broken")
     def broken() -> None:
@@ -206,7 +207,7 @@ def test_unexpected_errors_tell_nothing(start: Start, tmp_path: Path, caplog: py
 
 
 def test_an_application_that_was_not_started_says_so(tmp_path: Path) -> None:
-    app = create_app(tmp_path / "store", collect_system=False)
+    app = create_app(Settings(store=tmp_path / "store", collect_system=False))
     transport = httpx.ASGITransport(app)
 
     async def ask() -> httpx.Response:

@@ -16,22 +16,26 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from recording import DEADLINE_SECONDS, eventually
+from serving import serving
 
 import tallymark
+from tallymark.config import Settings
 from tallymark.errors import ConfigError, StoreError
 from tallymark.recorder import Metrics
 from tallymark.server import context, create_app, mount, upkeep
 from tallymark.server.serve import listen, run, url_of
 
-from .conftest import DEADLINE_SECONDS, Start, serving, wait_until
+from .conftest import Start
 
 BASE = "/api/v1/metrics/"
 METRIC = {"metric_type": "t", "name": "n", "value": 1}
 
 RUN = """
 import sys
+from tallymark.config import Settings
 from tallymark.server.serve import run
-run(sys.argv[1], port=0, ready=lambda url: print(url, flush=True))
+run(Settings(store=sys.argv[1], port=0), ready=lambda url: print(url, flush=True))
 print("ended", flush=True)
 """
 
@@ -82,12 +86,12 @@ def test_sigterm_ends_it(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="another port"):
-        run(tmp_path / "store", port=taken.getsockname()[1])
+        run(Settings(store=tmp_path / "store", port=taken.getsockname()[1]))
 
 
 def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="key"):
-        run(tmp_path / "store", host="0.0.0.0", port=0)
+        run(Settings(store=tmp_path / "store", host="0.0.0.0", port=0))
     assert not (tmp_path / "store").exists()
 
 
@@ -106,7 +110,7 @@ def test_health(client: httpx.Client) -> None:
 
 
 def test_a_store_that_fails_is_not_ready(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = create_app(tmp_path / "store", collect_system=False)
+    app = create_app(Settings(store=tmp_path / "store", collect_system=False))
     client = start(app)
 
     def info() -> None:
@@ -121,7 +125,7 @@ def test_a_store_that_fails_is_not_ready(start: Start, tmp_path: Path, monkeypat
 
 
 def test_a_slow_store_holds_up_nobody_else(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = create_app(tmp_path / "store", collect_system=False)
+    app = create_app(Settings(store=tmp_path / "store", collect_system=False))
     client = start(app)
     release, begun = threading.Event(), threading.Semaphore(0)
 
@@ -140,7 +144,7 @@ def test_a_slow_store_holds_up_nobody_else(start: Start, tmp_path: Path, monkeyp
         for _ in range(4):
             assert begun.acquire(timeout=DEADLINE_SECONDS)
         # Four are at work, two may wait, the others are turned away at once.
-        wait_until(lambda: answers == [503] * 4)
+        eventually(lambda: answers == [503] * 4)
         assert client.get("/livez", timeout=2).status_code == 200
         assert client.get("/readyz", timeout=10).status_code == 200
         assert not begun.acquire(blocking=False)
@@ -172,7 +176,7 @@ def test_upkeep(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     client = start()
     client.post(BASE, json=METRIC)
     # Where the lake notes that it has looked at the clock, before it decides what is too old.
-    wait_until((tmp_path / "store" / "clock.json").exists)
+    eventually((tmp_path / "store" / "clock.json").exists)
 
 
 def test_the_server_records_its_own_requests(client: httpx.Client) -> None:
@@ -185,7 +189,7 @@ def test_the_server_records_its_own_requests(client: httpx.Client) -> None:
         return {one["name"] for one in client.get(BASE, params=params).json()["metrics"]}
 
     # A request is recorded when it is over, which its client may see a moment earlier.
-    wait_until(lambda: "GET /api/v1/info" in names())
+    eventually(lambda: "GET /api/v1/info" in names())
     assert "GET /livez" not in names()
 
 
@@ -197,7 +201,7 @@ def test_the_system_is_recorded(start: Start) -> None:
         metrics: list[Any] = client.get(BASE, params=params).json()["metrics"]
         return metrics
 
-    wait_until(lambda: bool(found()))
+    eventually(lambda: bool(found()))
 
 
 def test_inside_another_application(tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_inside_another_application(tmp_path: Path) -> None:
         return "hello"
 
     with Metrics(tmp_path / "store", service="shop") as metrics:
-        server = create_app(tmp_path / "store", recorder=metrics, collect_system=False)
+        server = create_app(Settings(store=tmp_path / "store", collect_system=False), recorder=metrics)
         mount(app, server, "/internal/metrics")
         plain = uvicorn.Server(uvicorn.Config(app, log_config=None))
         with serving(plain) as url, httpx.Client(base_url=url) as client:

@@ -4,16 +4,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tallymark.cli.stores import DEFAULT_STORE, DEMO_STORE, StoreArgument
 
-HostOption = Annotated[
-    str, typer.Option(metavar="ADDRESS", help="Any address that is not this machine's own needs keys.")
-]
-PortOption = Annotated[int, typer.Option(min=1, max=65_535, metavar="PORT", help="Where dashboard and API answer.")]
+PORT_HELP = "Where dashboard and API answer."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,18 +21,34 @@ def add_to(app: typer.Typer) -> None:
 
 def serve(
     store: StoreArgument = DEFAULT_STORE,
-    host: HostOption = "127.0.0.1",
-    port: PortOption = 7070,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Any address that is not this machine's own needs keys.",
+            show_default="the setting host, 127.0.0.1",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, metavar="PORT", help=PORT_HELP, show_default="the setting port, 7070"),
+    ] = None,
     retention_days: Annotated[
-        float,
-        typer.Option(min=0, metavar="DAYS", help="Older records are forgotten; 0 keeps them all."),
-    ] = 30.0,
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="DAYS",
+            help="Older records are forgotten; 0 keeps them all.",
+            show_default="the setting retention_days, 30",
+        ),
+    ] = None,
     key: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY",
             help="A key that a client must send; may be repeated. Better in TALLYMARK_KEYS, with commas: "
             "arguments can be seen by every user of the machine.",
+            show_default="the setting keys, none",
         ),
     ] = None,
 ) -> None:
@@ -47,24 +60,21 @@ def serve(
 
     Dashboard and API over the records of a store, and its upkeep: journals are moved into Parquet, old
     records are forgotten. Applications record with or without it. Ctrl-C ends it.
+
+    What is no option here is a setting: tallymark config show.
     """
     from tallymark.cli.output import message
+    from tallymark.config import Settings
     from tallymark.server.serve import run
 
-    keys = key or [part.strip() for part in os.environ.get("TALLYMARK_KEYS", "").split(",") if part.strip()]
-    run(
-        store,
-        host=host,
-        port=port,
-        keys=keys,
-        retention_days=retention_days,
-        ready=lambda url: message(f"serving {store} at {url}"),
-    )
+    options: dict[str, Any] = {"host": host, "port": port, "retention_days": retention_days, "keys": key}
+    settings = Settings(store=store, **{name: value for name, value in options.items() if value is not None})
+    run(settings, ready=lambda url: message(f"serving {settings.shown('store')} at {url}"))
 
 
 def demo(
     store: Annotated[Path, typer.Option(metavar="DIR", help="Where the demo records to.")] = Path(DEMO_STORE),
-    port: PortOption = 7070,
+    port: Annotated[int, typer.Option(min=1, max=65_535, metavar="PORT", help=PORT_HELP)] = 7070,
 ) -> None:
     """\b
     Examples:

@@ -1,7 +1,7 @@
 """The store that a command works on: the argument, and what is said when there is none."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -10,8 +10,28 @@ from tallymark.errors import ConfigError
 if TYPE_CHECKING:
     from tallymark.reader import Reader
 
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="The folder (or URL) with the records.")]
-DEFAULT_STORE = "./metrics"
+
+def _settled(given: str | None) -> str:
+    """The store that was named, or that of the settings."""
+    if given is not None:
+        return given
+    from tallymark.config import settings
+
+    return settings().store
+
+
+StoreArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE",
+        help="The folder (or URL) with the records.",
+        callback=_settled,
+        show_default="the setting store, ./metrics",
+    ),
+]
+DEFAULT_STORE: Final[Any] = None
+"""Has the settings asked, when the command runs."""
+
 DEMO_STORE = "./demo-metrics"
 
 

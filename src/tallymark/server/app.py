@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +16,15 @@ from starlette.staticfiles import StaticFiles
 
 import tallymark
 from tallymark.collectors.system import SystemCollector
+from tallymark.config import Settings
+from tallymark.config import settings as settings_of_process
 from tallymark.integrations.asgi import MetricsMiddleware
 from tallymark.recorder import Metrics
 from tallymark.server import health, problems, reads, stream, system, writes
 from tallymark.server.auth import Guard, check_keys, login_router
 from tallymark.server.context import Context
 from tallymark.server.headers import SecurityHeaders
-from tallymark.server.limits import MAX_BODY_BYTES, BodyLimits
+from tallymark.server.limits import BodyLimits
 from tallymark.server.overview import SERVER
 from tallymark.server.pages import add_docs
 from tallymark.server.upkeep import upkeep
@@ -35,38 +37,28 @@ STOP_SECONDS: Final = 1.0
 logger = logging.getLogger("tallymark.server")
 
 
-def create_app(
-    store: str | os.PathLike[str] = "./metrics",
-    *,
-    keys: Sequence[str] = (),
-    allowed_hosts: Sequence[str] | None = None,
-    retention_days: float = 30,
-    collect_system: bool = True,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    recorder: Metrics | None = None,
-) -> FastAPI:
+def create_app(settings: Settings | str | PathLike[str] | None = None, *, recorder: Metrics | None = None) -> FastAPI:
     """The server as an ASGI application. :func:`mount` puts it into another one.
 
     Args:
-        store: the folder or URL of the store; a recorder and a reader are opened on it at the start.
-        keys: any of them opens the server. Without keys it answers its own machine only.
-        allowed_hosts: names in the Host header that are answered, ``("*",)`` for any. Give them where a proxy
-            or the application around it decides who comes in.
-        retention_days: older records are forgotten.
-        collect_system: record CPU, memory, disk and network of this machine every five seconds.
-        max_body_bytes: largest request body, packed and unpacked.
+        settings: how it works; only a folder or URL is the store, with everything else as the environment and
+            the file have it; None takes that from there too. A recorder and a reader are opened on the store at
+            the start. Without ``keys`` it answers its own machine only; give ``allowed_hosts`` where a proxy or
+            the application around it decides who comes in.
         recorder: a running recorder on the same store, to record with instead of an own one. The server
             neither starts nor stops it.
 
     Raises:
-        ConfigError: a key is unfit.
+        ConfigError: a setting is not valid, or a key is unfit.
     """
-    metrics = recorder or Metrics(store, service=SERVER)
+    settings = _settings(settings)
+    keys = check_keys([key.get_secret_value() for key in settings.keys])
+    metrics = recorder or Metrics(settings.store, service=SERVER)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.shutting_down = asyncio.Event()
-        running = _running(store, metrics, recorder is None, retention_days, collect_system)
+        running = _running(settings, metrics, recorder is None)
         context = await to_thread.run_sync(running.__enter__)
         app.state.context, app.state.reader = context, context.reader
         try:
@@ -89,8 +81,8 @@ def create_app(
     problems.install(app)
     _complete_openapi(app, bool(keys))
     # The last one added is the outermost.
-    app.add_middleware(BodyLimits, max_body_bytes=max_body_bytes)
-    app.add_middleware(Guard, keys=check_keys(keys), allowed_hosts=allowed_hosts)
+    app.add_middleware(BodyLimits, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Guard, keys=keys, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(SecurityHeaders)
     # A stream of events lasts as long as somebody looks: no duration of the server's. Nor is a file worth a series.
     app.add_middleware(MetricsMiddleware, metrics=metrics, skip=["/api/v1/stream", *_assets()])
@@ -108,7 +100,7 @@ def mount(app: FastAPI, server: FastAPI, path: str = "/tallymark") -> None:
 
     ``app.mount`` alone would not start it: a mounted application's lifespan is never run.
 
-        server = create_app("./metrics", recorder=metrics, allowed_hosts=["*"])
+        server = create_app(Settings(store="./metrics", allowed_hosts=["*"]), recorder=metrics)
         mount(app, server, "/internal/metrics")
 
     While a dashboard is open, its stream holds up the end of that application: run uvicorn with a
@@ -129,22 +121,25 @@ def mount(app: FastAPI, server: FastAPI, path: str = "/tallymark") -> None:
     app.mount(path, server)
 
 
+def _settings(given: Settings | str | PathLike[str] | None) -> Settings:
+    if isinstance(given, Settings):
+        return given
+    return settings_of_process() if given is None else Settings(store=given)
+
+
 @contextmanager
-def _running(
-    store: str | os.PathLike[str], metrics: Metrics, own: bool, retention_days: float, collect_system: bool
-) -> Iterator[Context]:
+def _running(settings: Settings, metrics: Metrics, own: bool) -> Iterator[Context]:
     """Everything that is not a request, started in this order and ended in the reverse."""
-    url = os.fspath(store)
     with ExitStack() as stack:
-        stack.enter_context(upkeep(url, retention_days))
+        stack.enter_context(upkeep(settings.store, settings.retention_days))
         if own:
             metrics.start()
             stack.callback(_stop, metrics)
-        reader = stack.enter_context(tallymark.open(url))
-        collector = SystemCollector(metrics)
-        if collect_system:
+        reader = stack.enter_context(tallymark.open(settings.store))
+        collector = SystemCollector(metrics, settings.collect_seconds)
+        if settings.collect_system:
             stack.enter_context(collector)
-        yield Context(metrics, reader, collector)
+        yield Context(settings, metrics, reader, collector)
 
 
 def _stop(metrics: Metrics) -> None:

@@ -57,7 +57,7 @@ def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def check_bind(host: str, keys: Sequence[str]) -> None:
+def check_bind(host: str, keys: Sequence[object]) -> None:
     """ConfigError when a server without keys would be reachable from other machines."""
     if not keys and not is_loopback(host):
         raise ConfigError(

@@ -8,6 +8,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
 
 from tallymark.collectors.system import SystemCollector
+from tallymark.config import Settings
 from tallymark.reader import Reader
 from tallymark.recorder import Metrics
 from tallymark.server.problems import ProblemError
@@ -25,6 +26,7 @@ Result = TypeVar("Result")
 class Context:
     """What a started server works with."""
 
+    settings: Settings
     metrics: Metrics
     reader: Reader
     system: SystemCollector

@@ -1,54 +1,41 @@
 """Runs the server: the address it may listen on, and an end that no open stream holds up."""
 
 import contextlib
-import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
 
+from tallymark.config import Settings
+from tallymark.config import settings as settings_of_process
 from tallymark.errors import ConfigError
 from tallymark.server.app import create_app
-from tallymark.server.auth import LOOPBACK_NAMES, check_bind, check_keys
+from tallymark.server.auth import LOOPBACK_NAMES, check_bind
 
 GRACE_SECONDS: Final = 1
 """For requests under way when the server is told to end."""
 
 
-def run(
-    store: str | os.PathLike[str] = "./metrics",
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7070,
-    keys: Sequence[str] = (),
-    retention_days: float = 30,
-    collect_system: bool = True,
-    ready: Callable[[str], None] | None = None,
-) -> None:
+def run(settings: Settings | None = None, *, ready: Callable[[str], None] | None = None) -> None:
     """Serve a store until Ctrl-C or SIGTERM.
 
     Args:
-        store: as for :func:`tallymark.server.create_app`; so are ``keys``, ``retention_days`` and
-            ``collect_system``.
-        host: the address to listen on; without keys it must be this machine's own.
-        port: 0 takes a free one.
+        settings: how it works, by default as the environment and the file have it. Without keys the address must
+            be this machine's own.
         ready: called once, with the URL, when the server answers.
 
     Raises:
-        ConfigError: the address needs a key, a key is unfit, or the port cannot be had.
+        ConfigError: a setting is not valid, the address needs a key, a key is unfit, or the port cannot be had.
         StoreError: the store cannot be opened.
     """
-    check_bind(host, check_keys(keys))
-    listener = listen(host, port)
-    app = create_app(
-        store,
-        keys=keys,
-        allowed_hosts=None if keys else (*LOOPBACK_NAMES, host),
-        retention_days=retention_days,
-        collect_system=collect_system,
-    )
+    settings = settings or settings_of_process()
+    check_bind(settings.host, settings.keys)
+    if not settings.keys and settings.allowed_hosts is None:
+        settings = settings.model_copy(update={"allowed_hosts": (*LOOPBACK_NAMES, settings.host)})
+    app = create_app(settings)
+    listener = listen(settings.host, settings.port)
     url = url_of(listener)
     # After a clean end uvicorn raises the signal again; Ctrl-C has then done what it should.
     with listener, contextlib.suppress(KeyboardInterrupt):
