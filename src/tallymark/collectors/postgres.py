@@ -147,7 +147,7 @@ class PostgresCollector(TargetCollector):
         self._connection: Any = None
         self._wire: socket.socket | None = None
 
-    def _ask(self) -> Reading:
+    def _read(self) -> Reading:
         reused = self._connection is not None
         if not reused:
             self._connect()

@@ -70,7 +70,7 @@ class RedisCollector(TargetCollector):
         )
         super().__init__(metrics, interval_seconds, timeout_seconds, "redis", target_of(self._client))
 
-    def _ask(self) -> Reading:
+    def _read(self) -> Reading:
         return ask(self._client)
 
     def _interrupt(self) -> None:

@@ -1,5 +1,6 @@
 """Asking another server, which may be away, hang, or refuse: every answer comes in time, and none is an exception."""
 
+import asyncio
 import logging
 import math
 import os
@@ -22,9 +23,10 @@ FRESH_SECONDS = 1.0
 """An answer that is no older serves whoever looks: a hundred dashboards are one question to the target."""
 
 Reading = dict[str, Any]
-"""What a target said: ``target``, ``connected``, ``reason`` where it is not, and its values by name.
+"""What a target said: its values by name, ``connected`` among them, and ``target``.
 
-A value that is not to be had is None; ``missing`` says why, by name.
+A value that is not to be had is None, and ``missing`` says why, by name. Where the target was not reached all of them
+are, and ``reason`` says why.
 """
 
 # What drivers say, in lower case, and how we put it. Their own words may quote the settings of the connection.
@@ -45,6 +47,15 @@ _REASONS = (
 _logger = logging.getLogger(__name__)
 
 
+class Question(Future[Reading]):
+    """A question to a target, and its answer once it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = monotonic()
+        self.set_running_or_notify_cancel()  # who waits for it may give up; nobody takes it back
+
+
 class TargetCollector(Collector):
     """A collector that asks one server over one connection, which it keeps, and makes again when it breaks.
 
@@ -56,9 +67,7 @@ class TargetCollector(Collector):
     units: Mapping[str, str]
     """The unit of each value that is recorded, by name. True and false are recorded as 1 and 0."""
 
-    _attempt: "Future[Reading] | None"
-    _began: float
-    _closing: bool
+    _question: "Question | None"
 
     def __init__(
         self, metrics: "Metrics | None", interval_seconds: float, timeout_seconds: float, kind: str, target: str
@@ -74,7 +83,16 @@ class TargetCollector(Collector):
 
     def status(self) -> Reading:
         """What the target says now, or said less than a second ago; not recorded. Never raises."""
-        return self._reading(FRESH_SECONDS)
+        return self._wait(self.ask())
+
+    async def status_async(self) -> Reading:
+        """As :meth:`status`, for an event loop."""
+        question = self.ask()
+        try:
+            reading: Reading = await asyncio.wait_for(asyncio.wrap_future(question), self._left(question))
+        except TimeoutError:
+            return self._late()
+        return dict(reading)
 
     def collect_once(self) -> Reading:
         """Ask the target now, record each value that it gave, and return its answer.
@@ -83,7 +101,7 @@ class TargetCollector(Collector):
             RuntimeError: the recorder is not running.
         """
         metrics = self._recorder()
-        reading = self._reading(0.0)
+        reading = self._wait(self.ask(0.0))
         self._log_change(reading)
         self._record(metrics, reading)
         return reading
@@ -92,25 +110,38 @@ class TargetCollector(Collector):
         """Take no more samples, and close the connection; the next question opens one again."""
         super().stop()
         with self._lock:
-            attempt = self._attempt
-            if attempt is None or attempt.done():
+            if self._question is None or self._question.done():
                 self._disconnect()
                 return
-            self._closing = True  # whoever is at work closes it
+            self._closing = True  # the one that is under way closes it
         self._interrupt()
+
+    def ask(self, max_age: float = FRESH_SECONDS) -> "Question":
+        """The question that is under way, or was answered not longer ago; else a new one. Does not wait."""
+        if self._pid != os.getpid():
+            # What closes a connection says goodbye in the parent's name: it is kept, and not used.
+            self._inherited.append(self._forget_connection())
+            self._begin_anew()
+        with self._lock:
+            question = self._question
+            if question is None or (question.done() and monotonic() - question.asked >= max_age):
+                question = self._question = Question()
+                self._closing = False
+                work = threading.Thread(
+                    target=self._answer, args=(question,), name=f"tallymark-{self._kind}-ask", daemon=True
+                )
+                try:
+                    work.start()
+                except RuntimeError:  # there are too many threads, or the interpreter ends
+                    question.set_result(self.unavailable("no thread to ask in"))
+            return question
 
     def unavailable(self, reason: str) -> Reading:
         """The reading of a target that gave none."""
-        return {
-            "target": self.target,
-            **dict.fromkeys(self.units),
-            "connected": False,
-            "reason": reason,
-            "missing": {},
-        }
+        return self._answered({"connected": False, "reason": reason})
 
     @abstractmethod
-    def _ask(self) -> Reading:
+    def _read(self) -> Reading:
         """Connect where there is no connection, and return what the target says. May raise anything."""
 
     @abstractmethod
@@ -130,48 +161,38 @@ class TargetCollector(Collector):
             if reading[name] is not None:
                 metrics.record(self._kind, name, float(reading[name]), unit, metadata={"target": self.target})
 
-    def _reading(self, max_age: float) -> Reading:
-        if self._pid != os.getpid():
-            # What closes a connection says goodbye in the parent's name: it is kept, and not used.
-            self._inherited.append(self._forget_connection())
-            self._begin_anew()
-        with self._lock:
-            attempt = self._attempt
-            if attempt is None or (attempt.done() and monotonic() - self._began >= max_age):
-                attempt = self._attempt = Future()
-                self._began = monotonic()
-                self._closing = False
-                try:
-                    threading.Thread(
-                        target=self._answer, args=(attempt,), name=f"tallymark-{self._kind}-ask", daemon=True
-                    ).start()
-                except RuntimeError:  # there are too many threads, or the interpreter ends
-                    attempt.set_result(self.unavailable("no thread to ask in"))
-            left = self._began + self._timeout - monotonic()
+    def _answer(self, question: "Question") -> None:
         try:
-            return dict(attempt.result(max(0.0, left)))
-        except TimeoutError:
-            self._interrupt()
-            return self.unavailable(f"no answer within {self._timeout:g} s")
-
-    def _answer(self, attempt: "Future[Reading]") -> None:
-        try:
-            reading: Reading = {"target": self.target, **dict.fromkeys(self.units), "connected": True, "missing": {}}
-            reading |= self._ask()
+            reading = self._answered(self._read())
         except Exception as error:
             self._disconnect()
             reading = self.unavailable(reason_for(error))
-            _logger.debug("The %s collector could not ask %s", self._kind, self.target)
         with self._lock:
             if self._closing:
                 self._disconnect()
-            attempt.set_result(reading)
+            question.set_result(reading)
+
+    def _answered(self, values: Reading) -> Reading:
+        empty = {**dict.fromkeys(self.units), "connected": True, "target": self.target, "reason": None, "missing": {}}
+        return empty | values
+
+    def _wait(self, question: "Question") -> Reading:
+        try:
+            return dict(question.result(self._left(question)))
+        except TimeoutError:
+            return self._late()
+
+    def _left(self, question: "Question") -> float:
+        return max(0.0, question.asked + self._timeout - monotonic())
+
+    def _late(self) -> Reading:
+        self._interrupt()
+        return self.unavailable(f"no answer within {self._timeout:g} s")
 
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._attempt = None
-        self._began = 0.0
+        self._question = None
         self._closing = False
 
     def _log_change(self, reading: Reading) -> None:
