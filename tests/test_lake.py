@@ -309,7 +309,7 @@ def test_a_lake_that_is_not_there_is_empty_and_stays_away(tmp_path: Path) -> Non
     assert lake.aggregate(Query.build()).to_pylist() == []
     assert lake.info().recorded == 0
     assert lake.positions(JOURNALS) == {}
-    assert (lake.delete(NOON), lake.compact(), lake.vacuum(), lake.maintain().deleted) == (0, 0, 0, 0)
+    assert (lake.delete(Query()), lake.compact(), lake.vacuum(), lake.maintain().deleted) == (0, 0, 0, 0)
     assert not (tmp_path / "nothing").exists()
 
 
@@ -401,9 +401,9 @@ def test_a_lake_may_be_removed_and_made_anew(lake: Lake, tmp_path: Path) -> None
 
 def test_delete_forgets_what_is_older(lake: Lake) -> None:
     lake.write(batch([row(seq, timestamp=NOON + seq * DAY // 2) for seq in range(10)]))
-    assert lake.delete(NOON + DAY // 2) == 1
-    assert lake.delete(NOON // DAY * DAY + 2 * DAY) == 2
-    assert lake.delete(NOON // DAY * DAY + 2 * DAY) == 0
+    assert lake.delete(Query(end=NOON + DAY // 2)) == 1
+    assert lake.delete(Query(end=NOON // DAY * DAY + 2 * DAY)) == 2
+    assert lake.delete(Query(end=NOON // DAY * DAY + 2 * DAY)) == 0
     assert count(lake) == 7
     assert lake.positions(JOURNALS) == {JOURNALS[0]: 10}
 

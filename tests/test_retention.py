@@ -9,7 +9,7 @@ import pytest
 from test_lake import DAY, NOON, batch, count, lake_with, row
 
 from tallymark.stores.lake import Lake
-from tallymark.stores.retention import HOUR_NS, MAX_JUMP_NS, MAX_OFF_NS, ClockWatch, boot_id
+from tallymark.stores.retention import HOUR_NS, MAX_JUMP_NS, MAX_OFF_NS, ClockWatch, Retention, boot_id
 
 
 class HandClock:
@@ -128,11 +128,11 @@ def steady(clock: HandClock, folder: Path) -> None:
 
 def test_days_that_are_too_old_are_deleted(lake: Lake, clock: HandClock, tmp_path: Path) -> None:
     steady(clock, tmp_path)
-    done = lake.maintain(clock, retention_days=30)
+    done = lake.maintain(clock, Retention(30))
     # A day has passed, and the day in which the thirtieth day ends is kept whole.
     assert (done.deleted, done.held) == (10, None)
     assert count(lake) == 40
-    assert lake.maintain(clock, retention_days=30).deleted == 0
+    assert lake.maintain(clock, Retention(30)).deleted == 0
 
 
 def test_a_jump_of_the_clock_deletes_nothing(lake: Lake, clock: HandClock, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def main() -> int:
             shipped = ship_once(sys.argv[1])  # as many may have come meanwhile; another child would have to start first
         with contextlib.closing(open_store(sys.argv[1])) as store:
             # Joins small files where that pays. How long records are kept is for a server to decide.
-            store.maintain(retention_days=None)
+            store.maintain(retention=None)
     except (TallymarkError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

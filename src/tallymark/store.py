@@ -24,6 +24,7 @@ class StoreInfo:
         pending: records that are in live or orphaned journals and not in the store yet.
         dropped: records that could not be kept, by reason.
         bytes: size on disk of what is stored.
+        deleted: records that were stored and have been forgotten since, too old or erased.
     """
 
     url: str
@@ -31,11 +32,12 @@ class StoreInfo:
     pending: int
     dropped: dict[str, int]
     bytes: int
+    deleted: int = 0
 
     @property
     def recorded(self) -> int:
-        """recorded = stored + pending + dropped."""
-        return self.stored + self.pending + sum(self.dropped.values())
+        """recorded = stored + pending + dropped + deleted."""
+        return self.stored + self.pending + sum(self.dropped.values()) + self.deleted
 
 
 class Store(Protocol):
@@ -71,9 +73,12 @@ class Store(Protocol):
             QueryError: the query has no limit, and there are more rows than an answer may have.
         """
 
-    def delete(self, before: int) -> int:
-        """Forget the stored records with a timestamp (ns) before this. Returns how many they were, the
-        store's own rows not counted.
+    def delete(self, query: Query) -> int:
+        """Forget the stored records that match the time range and the conditions of a query; returns how many they
+        were. The store's own rows are never among them, and what is still in a journal is not touched.
+
+        Raises:
+            QueryError: the query asks for more than that: aggregates, an order, a limit or a cursor.
         """
 
     def info(self) -> StoreInfo:

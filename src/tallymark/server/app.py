@@ -28,6 +28,7 @@ from tallymark.server.limits import BodyLimits
 from tallymark.server.overview import SERVER
 from tallymark.server.pages import add_docs
 from tallymark.server.upkeep import upkeep
+from tallymark.stores.retention import Retention
 
 DASHBOARD: Final = Path(__file__).parent / "dashboard"
 
@@ -131,7 +132,7 @@ def _settings(given: Settings | str | PathLike[str] | None) -> Settings:
 def _running(settings: Settings, metrics: Metrics, own: bool) -> Iterator[Context]:
     """Everything that is not a request, started in this order and ended in the reverse."""
     with ExitStack() as stack:
-        stack.enter_context(upkeep(settings.store, settings.retention_days))
+        stack.enter_context(upkeep(settings.store, Retention(settings.retention_days, settings.retention)))
         if own:
             metrics.start()
             stack.callback(_stop, metrics)

@@ -12,6 +12,7 @@ from tallymark.location import lake_folder
 from tallymark.shipper import Shipper
 from tallymark.store import open_store
 from tallymark.stores.lake import Lake
+from tallymark.stores.retention import Retention
 
 FIRST_SECONDS: Final = 10.0
 """After the start, when the first requests have been answered."""
@@ -26,8 +27,12 @@ logger = logging.getLogger("tallymark.server")
 
 
 @contextmanager
-def upkeep(url: str, retention_days: float) -> Iterator[None]:
+def upkeep(url: str, retention: Retention) -> Iterator[None]:
     """Works beside the block, in two threads.
+
+    Args:
+        url: of the store.
+        retention: how long records are kept.
 
     Raises:
         ConfigError: the URL is not usable.
@@ -36,7 +41,7 @@ def upkeep(url: str, retention_days: float) -> Iterator[None]:
         shipper = Shipper(store, lake_folder(url) / JOURNALS)
         stopping = threading.Event()
         maintainer = threading.Thread(
-            target=_maintain, args=(store, retention_days, stopping), name="tallymark-upkeep", daemon=True
+            target=_maintain, args=(store, retention, stopping), name="tallymark-upkeep", daemon=True
         )
         shipper.start()
         maintainer.start()
@@ -48,12 +53,12 @@ def upkeep(url: str, retention_days: float) -> Iterator[None]:
             maintainer.join(STOP_SECONDS)
 
 
-def _maintain(store: Lake, retention_days: float, stopping: threading.Event) -> None:
+def _maintain(store: Lake, retention: Retention, stopping: threading.Event) -> None:
     pause = FIRST_SECONDS
     while not stopping.wait(pause):
         pause = EVERY_SECONDS
         try:
-            done = store.maintain(retention_days=retention_days)
+            done = store.maintain(retention=retention)
         except TallymarkError as error:
             logger.warning("the upkeep of the store failed, and is tried again: %s", error)
         else:

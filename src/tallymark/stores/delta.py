@@ -5,7 +5,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -49,7 +50,11 @@ _CONFIGURATION: Final = {
     "delta.checkpointInterval": "50",
 }
 
-_ATTEMPTS: Final = 12
+ATTEMPTS: Final = 12
+"""How often a change is tried that others get in the way of."""
+
+DELETED: Final = "deleted"
+"""How many rows were deleted is kept as the position of this, which is no journal: in the commit that deletes them."""
 
 T = TypeVar("T")
 
@@ -62,14 +67,43 @@ class Snapshot:
         version: -1 where there is no table yet.
         files: the Parquet files that may hold rows of the time range that was asked for.
         positions: how far each of the journals that were asked for is stored; left out where nothing is.
-        rows, bytes: of the whole table.
+        days: the rows of each day (``2025-01-31``) of the whole table.
+        bytes: of the whole table.
+        deleted: how many rows were deleted from it so far.
     """
 
     version: int
     files: list[str]
     positions: dict[str, int]
-    rows: int
+    days: Mapping[str, int]
     bytes: int
+    deleted: int
+
+    @property
+    def rows(self) -> int:
+        """Of the whole table."""
+        return sum(self.days.values())
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What one commit deletes.
+
+    Attributes:
+        version: of the table, in which the rows were counted.
+        days: how many rows of each day (``2025-01-31``) go.
+        condition: SQL that is true for them; None where the days go as a whole, of which only the log is touched. Of
+            the others the files are written anew.
+    """
+
+    version: int
+    days: Mapping[str, int]
+    condition: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows go in all."""
+        return sum(self.days.values())
 
 
 class _File(NamedTuple):
@@ -101,8 +135,9 @@ class Delta:
         self._reading = Lock()
         self._table: DeltaTable | None = None
         self._files: list[_File] = []
+        self._days: Mapping[str, int] = {}
         self._positions: dict[str, int | None] = {}
-        self._known = -1  # the version that these two are of
+        self._known = -1  # the version that these three are of
         self._writing = Lock()
         self._written: DeltaTable | None = None
 
@@ -111,23 +146,25 @@ class Delta:
         with self._reading:
             table = self._newest_for_reading()
             if table is None:
-                return Snapshot(-1, [], {}, 0, 0)
+                return Snapshot(-1, [], {}, {}, 0, 0)
             version = table.version()
             if version != self._known:
                 self._files, self._positions, self._known = _files(table), {}, version
+                self._days = _rows_by_day(self._files)
             # A look at a position takes a millisecond or more, and most versions are asked many times.
-            for journal in journals:
+            for journal in (*journals, DELETED):
                 if journal not in self._positions:
                     self._positions[journal] = table.transaction_version(journal)
             found = ((journal, self._positions[journal]) for journal in journals)
             positions = {journal: position for journal, position in found if position is not None}
-            files = self._files
+            files, days, deleted = self._files, self._days, self._positions[DELETED] or 0
         return Snapshot(
             version=version,
             files=[str(self._folder / file.path) for file in files if file.may_hold(start, end)],
             positions=positions,
-            rows=sum(file.rows for file in files),
+            days=days,
             bytes=sum(file.bytes for file in files),
+            deleted=deleted,
         )
 
     def _newest_for_reading(self) -> DeltaTable | None:
@@ -150,13 +187,13 @@ class Delta:
     def append(self, batch: Batch) -> None:
         """Keep a batch, but for what is stored of it already; on disk when this returns."""
         with self._writing:
-            for attempt in range(_ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 fresh = self._written is None
                 try:
                     self._append(batch)
                 except CommitFailedError:
                     # Somebody else committed what cannot be reconciled: a deletion, or this very batch.
-                    if attempt == _ATTEMPTS - 1:
+                    if attempt == ATTEMPTS - 1:
                         raise
                 except DeltaError:
                     # The folder may have been removed, or be another one now.
@@ -165,7 +202,7 @@ class Delta:
                 else:
                     return
                 self._written = None
-                _back_off(attempt)
+                back_off(attempt)
 
     def _append(self, batch: Batch) -> None:
         table = self._newest_for_writing()
@@ -227,12 +264,20 @@ class Delta:
                 finally:
                     os.close(descriptor)
 
-    def delete(self, before: int) -> None:
-        """Delete the rows with a timestamp before this."""
-        # Of whole days only the log is touched; of a part of a day the files are written anew.
-        days = f"date < '{utc_day(before)}'"
-        predicate = f"{days} OR timestamp < {before}" if before % DAY_NS else days
-        self._change(lambda table: table.delete(predicate, writer_properties=_WRITER))
+    def delete(self, deletion: Deletion) -> None:
+        """Delete rows, and keep how many, in one commit.
+
+        Raises:
+            CommitFailedError: the table has changed since they were counted, in a way that matters.
+        """
+        table = DeltaTable(self._folder, version=deletion.version)
+        days = ", ".join(f"'{day}'" for day in deletion.days)
+        deleted = (table.transaction_version(DELETED) or 0) + deletion.rows
+        table.delete(
+            f"date IN ({days})" + (f" AND ({deletion.condition})" if deletion.condition else ""),
+            writer_properties=_WRITER,
+            commit_properties=CommitProperties(app_transactions=[Transaction(DELETED, deleted)]),
+        )
 
     def file_sizes(self) -> dict[str, list[int]]:
         """The sizes of the files of each day (``2025-01-31``)."""
@@ -271,15 +316,15 @@ class Delta:
 
     def _change(self, change: Callable[[DeltaTable], T]) -> T | None:
         """Do something to the newest version, again when somebody else did something meanwhile."""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 return change(DeltaTable(self._folder))
             except TableNotFoundError:
                 return None
             except CommitFailedError:
-                if attempt == _ATTEMPTS - 1:
+                if attempt == ATTEMPTS - 1:
                     raise
-                _back_off(attempt)
+                back_off(attempt)
         raise AssertionError("not reached")
 
 
@@ -292,6 +337,13 @@ def _files(table: DeltaTable) -> list[_File]:
     actions = pa.table(table.get_add_actions(flatten=True))
     columns = ("path", "partition.date", "size_bytes", "num_records", "min.timestamp", "max.timestamp")
     return [_File(*row) for row in zip(*(actions[column].to_pylist() for column in columns), strict=True)]
+
+
+def _rows_by_day(files: list[_File]) -> Mapping[str, int]:
+    rows = Counter[str]()
+    for file in files:
+        rows[file.date.isoformat()] += file.rows
+    return rows
 
 
 def _not_stored(batch: Batch, stored: dict[str, int]) -> pa.Table:
@@ -323,6 +375,6 @@ def _dated(rows: pa.Table) -> pa.Table:
     return rows.append_column(_DATE, pa.array(days, pa.date32()))
 
 
-def _back_off(attempt: int) -> None:
+def back_off(attempt: int) -> None:
     """Give the others time: they were faster."""
     time.sleep(random.uniform(0.5, 1.5) * min(0.005 * 2**attempt, 0.25))

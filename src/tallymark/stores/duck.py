@@ -177,6 +177,14 @@ def scan_sql(statement: Statement, records: str, query: Query, limit: int) -> st
     return f"SELECT {_ALL} FROM {records} WHERE {where} ORDER BY {order} LIMIT {statement.bind(limit)}"
 
 
+def ids_sql(statement: Statement, records: str, query: Query, limit: int) -> str:
+    """Journal, sequence number and timestamp of records that match, the oldest first, at most ``limit``."""
+    where = statement.where(query)
+    return (
+        f"SELECT journal, seq, timestamp FROM {records} WHERE {where} ORDER BY timestamp LIMIT {statement.bind(limit)}"
+    )
+
+
 def _behind(statement: Statement, place: Cursor, comparison: str) -> str:
     timestamp, journal, seq = (statement.bind(part) for part in place)
     # The first term says nothing new; it is what lets row groups be skipped.

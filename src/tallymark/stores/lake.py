@@ -11,12 +11,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import pyarrow as pa
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from tallymark.batch import CLOSED, SCHEMA, Batch
 from tallymark.clock import Clock, SystemClock
@@ -25,9 +25,10 @@ from tallymark.lane_reader import lanes
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import MAX_ROWS, Filter, Query
 from tallymark.store import StoreInfo
-from tallymark.stores.delta import DAY_NS, Delta, Snapshot, utc_day
-from tallymark.stores.duck import Engine, FileGone, Statement, aggregate_sql, scan_sql
-from tallymark.stores.retention import ClockWatch
+from tallymark.stores.deletion import MAX_IDS, by_day, condition, these
+from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off, utc_day
+from tallymark.stores.duck import Engine, FileGone, Statement, aggregate_sql, ids_sql, scan_sql
+from tallymark.stores.retention import ClockWatch, Retention
 
 MIB: Final = 1 << 20
 
@@ -43,6 +44,11 @@ MANY_FILES: Final = 16
 VACUUM_HOURS: Final = 1
 """For how long a file that was replaced stays, for the queries that are still reading it."""
 
+MAINTAIN_LOCK: Final = "maintain.lock"
+"""Locked, in the folder of the lake, by whoever maintains it."""
+
+UNTRUSTED: Final = "the clock has not been seen running steadily for a day"
+
 _NOTHING: Final = SCHEMA.empty_table()
 
 _OWN_ROWS: Final = Query(
@@ -52,6 +58,7 @@ _OWN_ROWS: Final = Query(
 )
 
 _SYSTEM_CLOCK: Final = SystemClock()
+_USUAL_RETENTION: Final = Retention()
 
 T = TypeVar("T")
 
@@ -134,13 +141,49 @@ class Lake:
             raise QueryError(f"limit: the answer has more than {MAX_ROWS} rows; hint: {hint}")
         return table
 
-    def delete(self, before: int) -> int:
-        """Forget what is in the table and older. Records that are still in journals are not touched."""
+    def delete(self, query: Query) -> int:
+        """Forget what is in the table and matches. Records that are still in journals are not touched."""
+        days = by_day(query)
+        deleted = failures = 0
         with _driver_errors("delete from", self._url):
-            old = Query(end=before, aggregates=("count",))
-            found = self._on_snapshot((), old, lambda snapshot: self._run(snapshot, _NOTHING, old))
-            self._delta.delete(before)
-            return sum(row["count"] for row in found.to_pylist())
+            # A commit for the days that go as a whole, and one or more for parts of days; each begins with a new look,
+            # so that the count is exact whatever others do meanwhile.
+            while True:
+                planned = self._on_snapshot((), days, lambda snapshot: self._plan(snapshot, days))
+                if planned is None:
+                    return deleted
+                try:
+                    self._delta.delete(planned)
+                except CommitFailedError:
+                    failures += 1
+                    if failures == ATTEMPTS:
+                        raise
+                    back_off(failures)
+                else:
+                    deleted += planned.rows
+
+    def _plan(self, snapshot: Snapshot, days: Query) -> Deletion | None:
+        """The next commit towards the deletion of what is counted by day."""
+        found = self._run(snapshot, _NOTHING, days).to_pylist()
+        counts = {utc_day(row["window_start"]): row["count"] for row in found}
+        if not counts:
+            return None
+        whole = {day: count for day, count in counts.items() if count == snapshot.days[day]}
+        if whole:
+            return Deletion(snapshot.version, whole)
+        sql = condition(days)
+        if sql is None:
+            statement = Statement()
+            records = statement.records(snapshot.files)
+            ids = self._engine.run(statement, ids_sql(statement, records, days, MAX_IDS), _NOTHING)
+            sql, counts = these(ids), Counter(map(utc_day, ids["timestamp"].to_pylist()))
+        return Deletion(snapshot.version, counts, sql)
+
+    def find(self, query: Query, rows: pa.Table) -> pa.Table:
+        """Journal, sequence number and timestamp of those among some rows that match."""
+        statement = Statement()
+        sql = ids_sql(statement, statement.records(()), query, rows.num_rows)
+        return self._engine.run(statement, sql, rows)
 
     def info(self) -> StoreInfo:
         """What is stored, pending and dropped. Bytes are those of the Parquet files."""
@@ -159,7 +202,7 @@ class Lake:
             if position < CLOSED:
                 pending += journal.pending(position)
                 dropped.update(journal.dropped)
-        return StoreInfo(self._url, stored, pending, dict(dropped), snapshot.bytes)
+        return StoreInfo(self._url, stored, pending, dict(dropped), snapshot.bytes, snapshot.deleted)
 
     def close(self) -> None:
         """Give everything back."""
@@ -183,26 +226,28 @@ class Lake:
         with _driver_errors("vacuum", self._url):
             return self._delta.vacuum(hours, strays=strays)
 
-    def maintain(self, clock: Clock = _SYSTEM_CLOCK, retention_days: float | None = 30) -> Maintenance:
+    def maintain(self, clock: Clock = _SYSTEM_CLOCK, retention: Retention | None = _USUAL_RETENTION) -> Maintenance:
         """Do what keeps a lake small and fast: compact, delete whole days that are too old, vacuum.
 
-        Meant to be called every few minutes. With ``retention_days`` None no record is deleted. Nothing is
-        deleted before ``clock`` has been seen to run steadily for a day, so that a clock which jumps deletes
-        nothing. Where another process is at it, nothing is done.
+        Meant to be called every few minutes. With ``retention`` None no record is deleted. Nothing is deleted before
+        ``clock`` has been seen to run steadily for a day, so that a clock which jumps deletes nothing. Where another
+        process is at it, nothing is done.
         """
         if not self._folder.is_dir():
             return Maintenance(held="there is no lake yet")
-        with _driver_errors("maintain", self._url), _only_one(self._folder / "maintain.lock") as alone:
+        with _driver_errors("maintain", self._url), _only_one(self._folder / MAINTAIN_LOCK) as alone:
             if not alone:
                 return Maintenance(held="another process is at it")
-            trusted = ClockWatch(self._folder / "clock.json", clock).trusted()
+            trusted = self.trusts(clock)
             compacted = self.compact(clock.time_ns())
-            deleted = 0
-            if trusted and retention_days is not None:
-                oldest = clock.time_ns() - int(retention_days * DAY_NS)
-                deleted = self.delete(oldest // DAY_NS * DAY_NS) if oldest > 0 else 0
-            held = None if trusted else "the clock has not been seen running steadily for a day"
+            expired = [] if retention is None or not trusted else retention.expired(clock.time_ns())
+            deleted = sum(map(self.delete, expired))
+            held = None if trusted else UNTRUSTED
             return Maintenance(compacted, deleted, self.vacuum(strays=trusted), held)
+
+    def trusts(self, clock: Clock = _SYSTEM_CLOCK) -> bool:
+        """Whether records may be deleted by this clock's time. Each look at it counts as a sight of it."""
+        return ClockWatch(self._folder / "clock.json", clock).trusted()
 
     def _journals(self) -> Sequence[LiveJournal]:
         return self._live(self._folder / "journals")

@@ -1,13 +1,22 @@
-"""Whether the wall clock may be believed: a clock that jumps must not delete anything."""
+"""How long records are kept, and whether the clock that says so may be believed: one that jumps must not delete
+anything.
+"""
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tallymark.clock import Clock
+from tallymark.errors import ConfigError
+from tallymark.model import RESERVED_TYPE, check_text
+from tallymark.query import MAX_FILTERS, Filter, Query
+
+DAY_NS: Final = 86_400_000_000_000
 
 HOUR_NS: Final = 3_600_000_000_000
 
@@ -19,6 +28,48 @@ MAX_JUMP_NS: Final = 24 * HOUR_NS
 
 MAX_OFF_NS: Final = 7 * 24 * HOUR_NS
 """How long a machine may have been off, by the wall clock, before that is taken for a jump."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """For how long records are kept: whole days (UTC) that ended longer ago than that are forgotten.
+
+    Attributes:
+        days: of every metric type that is not named; 0 keeps them for ever.
+        by_type: days by metric type; 0 keeps those for ever.
+
+    Raises:
+        ConfigError: a number of days is negative or not finite, or a metric type is none.
+    """
+
+    days: float = 30
+    by_type: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.by_type) >= MAX_FILTERS:
+            raise ConfigError(f"retention: at most {MAX_FILTERS - 1} metric types, not {len(self.by_type)}")
+        for metric_type in self.by_type:
+            try:
+                check_text("retention: a metric type", metric_type)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+            if metric_type == RESERVED_TYPE:
+                raise ConfigError(f"retention: {RESERVED_TYPE!r} is the store's own, and is always kept")
+        for part, days in (("retention_days", self.days), *(("retention", days) for days in self.by_type.values())):
+            if isinstance(days, bool) or not isinstance(days, int | float) or not math.isfinite(days) or days < 0:
+                raise ConfigError(f"{part}: the days must be a number, 0 (for ever) or more")
+
+    def expired(self, now: int) -> list[Query]:
+        """What is too old at a time (ns), as one query for each rule."""
+        others = tuple(Filter("metric_type", "!=", metric_type) for metric_type in self.by_type)
+        rules = [(self.days, others)]
+        rules += [(days, (Filter("metric_type", "=", metric_type),)) for metric_type, days in self.by_type.items()]
+        found = []
+        for days, filters in rules:
+            end = (now - int(days * DAY_NS)) // DAY_NS * DAY_NS
+            if days and end > 0:
+                found.append(Query(end=end, filters=filters))
+        return found
 
 
 def boot_id() -> str:
