@@ -61,8 +61,8 @@ class MetricsCollector:
     def __init__(
         self,
         metrics_or_reader: "Metrics | Reader",
-        redis_client_or_url: RedisTarget | Sequence[RedisTarget] | None = None,
-        postgres: PostgresTarget | Sequence[PostgresTarget] | None = None,
+        redis_client_or_url: "RedisTarget | Sequence[RedisTarget] | None" = None,
+        postgres: "PostgresTarget | Sequence[PostgresTarget] | None" = None,
         *,
         system: SystemCollector | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
@@ -152,14 +152,14 @@ class MetricsCollector:
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _redis_collector(self, target: RedisTarget) -> Any:
+    def _redis_collector(self, target: "RedisTarget") -> Any:
         if isinstance(target, RedisCollector) or redis_target.is_async(target):
             return target
         made = RedisCollector(None, target, timeout_seconds=self._timeout)  # type: ignore[arg-type]
         self._mine.append(made)
         return made
 
-    def _postgres_collector(self, target: PostgresTarget) -> PostgresCollector:
+    def _postgres_collector(self, target: "PostgresTarget") -> PostgresCollector:
         if isinstance(target, PostgresCollector):
             return target
         made = PostgresCollector(None, target, timeout_seconds=self._timeout)

@@ -108,13 +108,15 @@ class TargetCollector(Collector):
 
     def stop(self) -> None:
         """Take no more samples, and close the connection; the next question opens one again."""
+        self._stop.set()
+        if self._question is not None and not self._question.done():
+            self._interrupt()
         super().stop()
         with self._lock:
             if self._question is None or self._question.done():
                 self._disconnect()
-                return
-            self._closing = True  # the one that is under way closes it
-        self._interrupt()
+            else:
+                self._closing = True  # the one that is under way closes it
 
     def ask(self, max_age: float = FRESH_SECONDS) -> "Question":
         """The question that is under way, or was answered not longer ago; else a new one. Does not wait."""
@@ -173,7 +175,13 @@ class TargetCollector(Collector):
             question.set_result(reading)
 
     def _answered(self, values: Reading) -> Reading:
-        empty = {**dict.fromkeys(self.units), "connected": True, "target": self.target, "reason": None, "missing": {}}
+        empty: Reading = {
+            **dict.fromkeys(self.units),
+            "connected": True,
+            "target": self.target,
+            "reason": None,
+            "missing": {},
+        }
         return empty | values
 
     def _wait(self, question: "Question") -> Reading:

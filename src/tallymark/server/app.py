@@ -20,7 +20,7 @@ from tallymark.config import Settings
 from tallymark.config import settings as settings_of_process
 from tallymark.integrations.asgi import MetricsMiddleware
 from tallymark.recorder import Metrics
-from tallymark.server import health, problems, reads, stream, system, writes
+from tallymark.server import health, monitoring, problems, reads, stream, system, writes
 from tallymark.server.auth import Guard, check_keys, login_router
 from tallymark.server.context import Context
 from tallymark.server.headers import SecurityHeaders
@@ -79,6 +79,7 @@ def create_app(settings: Settings | str | PathLike[str] | None = None, *, record
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    app.state.targets = monitoring.targets(settings, metrics)
     problems.install(app)
     _complete_openapi(app, bool(keys))
     # The last one added is the outermost.
@@ -89,6 +90,7 @@ def create_app(settings: Settings | str | PathLike[str] | None = None, *, record
     app.add_middleware(MetricsMiddleware, metrics=metrics, skip=["/api/v1/stream", *_assets()])
     for router in (health.router, system.router, writes.router, reads.metrics, reads.queries, stream.router):
         app.include_router(router)
+    app.include_router(monitoring.router)
     if keys:
         app.include_router(login_router(keys))
     add_docs(app)
