@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tallymark.cli import doctor, read, run
+from tallymark.cli import doctor, read, review, run
 from tallymark.errors import QueryError, TallymarkError
 
 EPILOG = """\b
@@ -78,3 +78,4 @@ def tallymark(
 run.add_to(app)
 read.add_to(app)
 doctor.add_to(app)
+review.add_to(app)
