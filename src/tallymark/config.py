@@ -139,7 +139,9 @@ class Settings(BaseSettings):
         None, description="Where the structured log goes; by default `logs/metrics.jsonl` in the store."
     )
     pii: Literal["mask", "reject", "allow"] | dict[str, str] = Field(
-        "reject", description="What becomes of data about persons: `mask`, `reject` or `allow`, or one of them by rule."
+        "mask",
+        description="What becomes of texts that look like a secret or a person: `mask`, `reject` or `allow`, or one of "
+        "them for each rule.",
     )
     pseudonym_key: SecretStr | None = Field(None, description="The key that ids of users become pseudonyms with.")
     raw_ids: bool = Field(False, description="Whether ids of users are stored as they are.")

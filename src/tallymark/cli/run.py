@@ -48,7 +48,6 @@ def serve(
             metavar="KEY",
             help="A key that a client must send; may be repeated. Better in TALLYMARK_KEYS, with commas: "
             "arguments can be seen by every user of the machine.",
-            show_default="the setting keys, none",
         ),
     ] = None,
 ) -> None:
