@@ -226,6 +226,8 @@ class LogFollower:
             budget -= len(block)
             if block:
                 found.extend(self._lines(self._file, block))
+            elif found:
+                break  # a gap comes before the lines of a call, not among them
             elif self._file.size() < self._file.read_end:
                 self._begin_again()
             elif not self._next():

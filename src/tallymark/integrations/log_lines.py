@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import time
 import traceback
 from collections.abc import Iterable
@@ -12,16 +13,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from tallymark.model import MAX_ID_LENGTH, clean_text
-from tallymark.privacy import forbidden_word
+from tallymark.privacy import forbidden_word, mask_text
 from tallymark.trace import current_session_id, current_trace_id
-
-try:
-    from tallymark.privacy import mask_text  # type: ignore[attr-defined,unused-ignore]
-except ImportError:
-
-    def mask_text(text: str) -> str:
-        return text
-
 
 FORBIDDEN: Final = "[forbidden]"
 """Stands for the value of a field whose name says that it is a person's or a secret."""
@@ -46,12 +39,15 @@ MAX_DEPTH: Final = 5
 # What every record has, and what logging and other formatters add to it.
 _OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "fields"}
 
+# What tallymark.review makes of an id: nothing that a number or a word could be.
+_is_pseudonym = re.compile(r"(?:user|chat|admin|message)_[bcdfghjklmnpqrst]{20}", re.ASCII).fullmatch
+
 _encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 _forbidden = lru_cache(maxsize=4096)(forbidden_word)
 
 
-def line_of(record: logging.LogRecord, service: str) -> str:
-    """The line, without its end.
+def line_of(record: logging.LogRecord, service: str, raw_ids: bool = False) -> str:
+    """The line, without its end. The id of a user is in it only with ``raw_ids``, or as a pseudonym.
 
     ``event_type``, ``session_id`` and ``trace_id`` are the record's own where it has such, else the name of the logger
     and the ids of :mod:`tallymark.trace`. A field with the name of one that is here already is renamed to ``extra_…``.
@@ -76,10 +72,10 @@ def line_of(record: logging.LogRecord, service: str) -> str:
         "process_id": record.process,
         **_exception(record),
     }
-    fields = _Fields()
+    fields = _Fields(raw_ids)
     for name, value in itertools.islice(extras.items(), MAX_VALUES):
         key = fields.key(name)
-        plain = FORBIDDEN if _forbidden(key) else fields.value(value)
+        plain = fields.named(key, value)
         while key in line:
             key = f"extra_{key}"
         line[key] = plain
@@ -90,9 +86,17 @@ def line_of(record: logging.LogRecord, service: str) -> str:
 class _Fields:
     """Makes values into what JSON can hold, as far as there is room for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, raw_ids: bool) -> None:
+        self._raw_ids = raw_ids
         self._values = MAX_VALUES
         self._characters = MAX_FIELDS_TEXT
+
+    def named(self, key: str, value: object, depth: int = 1) -> object:
+        """The value of a field, where it may be told."""
+        word = _forbidden(key)
+        if word is None or (word == "user_id" and (self._raw_ids or (isinstance(value, str) and _is_pseudonym(value)))):
+            return self.value(value, depth)
+        return FORBIDDEN
 
     def key(self, key: object) -> str:
         return self.text(key if isinstance(key, str) else _described(key), MAX_ID_LENGTH)
@@ -133,7 +137,7 @@ class _Fields:
             key = self.key(name)
             while key in found:
                 key = f"extra_{key}"
-            found[key] = FORBIDDEN if _forbidden(key) else self.value(item, depth + 1)
+            found[key] = self.named(key, item, depth + 1)
         return found
 
     def _list(self, value: Iterable[object], depth: int) -> list[object]:
@@ -193,7 +197,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
     fields = {}
     kind, error, trace = record.exc_info if isinstance(record.exc_info, tuple) else (None, None, None)
     stack = record.exc_text or ""
-    if kind is not None:
+    if kind is not None and error is not None:
         fields["exception_type"] = _cut(kind.__name__, MAX_ID_LENGTH)
         fields["exception_message"] = _text(error, MAX_TEXT)
         try:

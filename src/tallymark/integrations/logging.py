@@ -87,7 +87,7 @@ def install(
             handler = present
             break
     else:
-        handler = JsonLinesHandler(file, service=current.service)
+        handler = JsonLinesHandler(file, service=current.service, raw_ids=current.raw_ids)
         target.addHandler(handler)
     handler.setLevel(level)
     if target.getEffectiveLevel() > handler.level:
@@ -100,15 +100,17 @@ class JsonFormatter(logging.Formatter):
 
     Args:
         service: which application this is; by default the name of the program.
+        raw_ids: let ids of users stand as they are.
     """
 
-    def __init__(self, service: str | None = None) -> None:
+    def __init__(self, service: str | None = None, *, raw_ids: bool = False) -> None:
         super().__init__()
+        self.raw_ids = raw_ids
         self.service = service or Path(sys.argv[0] if sys.argv else "").stem or "python"
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        return line_of(record, self.service)
+        return line_of(record, self.service, self.raw_ids)
 
 
 class JsonLinesHandler(logging.Handler):
@@ -120,7 +122,7 @@ class JsonLinesHandler(logging.Handler):
 
     Args:
         path: the file; its folder is made when the first line is written.
-        service: as for :class:`JsonFormatter`.
+        service, raw_ids: as for :class:`JsonFormatter`.
         max_bytes: a file does not grow above it, except by a single line.
         keep: how many old files are kept.
 
@@ -137,6 +139,7 @@ class JsonLinesHandler(logging.Handler):
         path: str | os.PathLike[str],
         *,
         service: str | None = None,
+        raw_ids: bool = False,
         max_bytes: int = MAX_BYTES,
         keep: int = KEPT_FILES,
     ) -> None:
@@ -144,7 +147,7 @@ class JsonLinesHandler(logging.Handler):
             raise ValueError("max_bytes and keep must be at least 1")
         super().__init__()
         self.path = Path(path).absolute()
-        self.setFormatter(JsonFormatter(service))
+        self.setFormatter(JsonFormatter(service, raw_ids=raw_ids))
         self.max_bytes = max_bytes
         self.failures = 0
         self.lost = 0

@@ -20,7 +20,7 @@ from tallymark.config import Settings
 from tallymark.config import settings as settings_of_process
 from tallymark.integrations.asgi import MetricsMiddleware
 from tallymark.recorder import Metrics
-from tallymark.server import health, monitoring, problems, reads, stream, system, writes
+from tallymark.server import health, logs, monitoring, problems, reads, stream, system, writes
 from tallymark.server.auth import Guard, check_keys, login_router
 from tallymark.server.context import Context
 from tallymark.server.headers import SecurityHeaders
@@ -87,10 +87,11 @@ def create_app(settings: Settings | str | PathLike[str] | None = None, *, record
     app.add_middleware(Guard, keys=keys, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(SecurityHeaders)
     # A stream of events lasts as long as somebody looks: no duration of the server's. Nor is a file worth a series.
-    app.add_middleware(MetricsMiddleware, metrics=metrics, skip=["/api/v1/stream", *_assets()])
+    app.add_middleware(MetricsMiddleware, metrics=metrics, skip=["/api/v1/stream", *logs.STREAM_PATHS, *_assets()])
     for router in (health.router, system.router, writes.router, reads.metrics, reads.queries, stream.router):
         app.include_router(router)
     app.include_router(monitoring.router)
+    app.include_router(logs.router)
     if keys:
         app.include_router(login_router(keys))
     add_docs(app)
