@@ -197,8 +197,11 @@ def mean_of(durations: Sequence[float]) -> Mean | None:
     count = len(durations)
     if count < 2:
         return None
-    value = math.fsum(durations) / count
-    spread = math.fsum((duration - value) ** 2 for duration in durations)
+    try:
+        value = math.fsum(durations) / count
+        spread = math.fsum((duration - value) ** 2 for duration in durations)
+    except OverflowError:  # no durations, whoever recorded them
+        return None
     return Mean(value, spread / (count - 1) / count, count - 1)
 
 
@@ -207,8 +210,11 @@ def mean_of_windows(counts: Sequence[int], sums: Sequence[float]) -> Mean | None
     windows, count = len(counts), sum(counts)
     if windows < 2:
         return None
-    value = math.fsum(sums) / count
-    spread = math.fsum((total - value * number) ** 2 for number, total in zip(counts, sums, strict=True))
+    try:
+        value = math.fsum(sums) / count
+        spread = math.fsum((total - value * number) ** 2 for number, total in zip(counts, sums, strict=True))
+    except OverflowError:
+        return None
     return Mean(value, windows / (windows - 1) * spread / count**2, windows - 1)
 
 
@@ -232,9 +238,9 @@ def _from_durations(reader: Reader, run: Run, names: Sequence[str], most: int) -
     conditions: dict[str, Any] = of_stages(run)
     if len(names) < len(run.stages):
         conditions["name"] = tuple(names[:_MOST_NAMES])
-    table = reader.records(**conditions, limit=most).table
+    columns = reader.records(**conditions, limit=most).table.select(["name", "value"]).to_pydict()
     durations: dict[str, list[float]] = {}
-    for name, value in zip(table["name"].to_pylist(), table["value"].to_pylist(), strict=True):
+    for name, value in zip(columns["name"], columns["value"], strict=True):
         durations.setdefault(name, []).append(value)
     return _known({name: mean_of(values) for name, values in durations.items()})
 

@@ -3,15 +3,17 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from tallymark.errors import QueryError
 from tallymark.pipeline_metrics import Bottleneck, CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
+from tallymark.model import MAX_TIMESTAMP
 from tallymark.query import MAX_FILTER_VALUES, Filter
 from tallymark.reader import Reader
+from tallymark.record import Record
 from tallymark.times import Time
 
 MOST_RUNS: Final = MAX_FILTER_VALUES
@@ -133,9 +135,12 @@ def run_caches(reader: Reader, run: Run) -> dict[str, CacheMetrics]:
     """What each cache said last."""
     caches: dict[str, CacheMetrics] = {}
     for record in reader.records(metric_type="cache", session_id=run.run_id, limit=10_000).records:
-        counts = [record.metadata.get(name) for name in ("hits", "misses", "evictions", "size_bytes")]
-        if record.name not in caches and all(type(count) is int for count in counts):
-            caches[record.name] = CacheMetrics(*counts)
+        if record.name not in caches:
+            hits, misses, evictions, size = (
+                count if type(count := record.metadata.get(name)) is int else 0
+                for name in ("hits", "misses", "evictions", "size_bytes")
+            )
+            caches[record.name] = CacheMetrics(hits, misses, evictions, size)
     return caches
 
 
@@ -200,34 +205,43 @@ def _load(reader: Reader, ids: list[str]) -> list[Run]:
             row["count"], row["sum"] or 0.0, row["min"], row["max"], row["count"] if row["success"] is False else 0
         )
         of_run[row["name"]] = part if row["name"] not in of_run else _joined(of_run[row["name"]], part)
-    ends: dict[str, Any] = {}
+    ends: dict[str, Record] = {}
     for page in reader.pages(metric_type="run", unit="s", session_id=ids):
         for record in page.records:
             ends.setdefault(str(record.session_id), record)
             services[str(record.session_id)].add(record.service)
     runs = []
     for run_id in ids:
-        known = {"stages": _by_time(stages[run_id]), "services": tuple(sorted(services[run_id]))}
+        run = Run(run_id=run_id, stages=_by_time(stages[run_id]), services=tuple(sorted(services[run_id])))
         end = ends.get(run_id)
-        if end is None:
-            runs.append(Run(run_id=run_id, **_beginning(reader, run_id), **known))
-            continue
-        started = datetime.fromtimestamp(end.timestamp / 1e9 - end.value, UTC)
-        outcome = {"success": end.success, "error": end.error}
-        runs.append(Run(run_id=run_id, name=end.name, started=started, duration_s=end.value, **outcome, **known))
+        runs.append(_unfinished(reader, run) if end is None else _finished(run, end))
     return runs
 
 
-def _beginning(reader: Reader, run_id: str) -> dict[str, Any]:
-    """What the first record of a run without an end says."""
-    first = reader.records(metric_type="stage", unit="s", session_id=run_id, order_by="timestamp", limit=1).records
+def _finished(run: Run, end: Record) -> Run:
+    return replace(
+        run,
+        name=end.name,
+        started=_moment(end.timestamp / 1e9 - end.value),
+        duration_s=end.value,
+        success=end.success,
+        error=end.error,
+    )
+
+
+def _unfinished(reader: Reader, run: Run) -> Run:
+    """With what its first record says."""
+    first = reader.records(**of_stages(run), order_by="timestamp", limit=1).records
     if not first:  # it was deleted a moment ago
-        return {}
+        return run
     name = first[0].metadata.get("run")
-    return {
-        "started": datetime.fromtimestamp(max(0.0, first[0].timestamp / 1e9 - first[0].value), UTC),
-        "name": name if isinstance(name, str) else None,
-    }
+    started = _moment(first[0].timestamp / 1e9 - first[0].value)
+    return replace(run, name=name if isinstance(name, str) else None, started=started)
+
+
+def _moment(seconds: float) -> datetime:
+    """A time that can be shown, whatever was recorded."""
+    return datetime.fromtimestamp(min(max(0.0, seconds), MAX_TIMESTAMP / 1e9), UTC)
 
 
 def _joined(one: StageMetrics, other: StageMetrics) -> StageMetrics:
