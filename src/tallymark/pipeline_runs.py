@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tallymark.errors import QueryError
-from tallymark.pipeline_metrics import Bottleneck, CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
 from tallymark.model import MAX_TIMESTAMP
+from tallymark.pipeline_metrics import Bottleneck, CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
 from tallymark.query import MAX_FILTER_VALUES, Filter
 from tallymark.reader import Reader
 from tallymark.record import Record
