@@ -43,6 +43,8 @@ ENTRY_SIZE: Final = 4 + ENTRY.size
 
 RECORD: Final = 1
 SERIES: Final = 2
+ERASED: Final = 3
+"""What is left of a record that was stored and then erased: nothing but its place."""
 OUTCOMES: Final = (None, False, True)
 
 DROP_REASONS: Final = ("journal_full", "disk_full", "journal_unwritable", "invalid", "corrupt")

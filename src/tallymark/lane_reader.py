@@ -29,7 +29,9 @@ from tallymark.lane import (
     COUNTERS_SIZE,
     DROP_REASONS,
     ENTRIES_AT,
+    ENTRY,
     ENTRY_SIZE,
+    ERASED,
     HEADER,
     HEADER_COPIES,
     MAGIC,
@@ -145,6 +147,35 @@ class LaneReader:
         for index, value in new.items():
             if counters[index] != value:
                 os.pwrite(self._fd, COUNTER.pack(value, value, value), COUNTERS_AT + index * COUNTER.size)
+
+    def erase(self, rows: npt.NDArray[np.int64], end: int) -> None:
+        """Overwrite records that are stored, and with them everything before ``end`` that cannot be read.
+
+        A writer never comes back to what it wrote and no reader looks at what is stored, so both may go on meanwhile.
+        What was erased stays an entry, without a time, a value or texts, and counts as none that is corrupt. The
+        caller holds the right to ship. Doing it again changes nothing.
+
+        Args:
+            rows: the sequence numbers of the records.
+            end: the sequence number after the last entry that is stored.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        entries = self._entries()[:end]
+        intact, offsets, heap = self._intact(entries, 0)
+        limit = int(offsets[intact, 4].max(initial=0))  # what comes behind it is the writer's
+        kept = intact & ~np.isin(np.arange(len(entries)), rows)
+        gone = np.flatnonzero(~kept & (entries["kind"] != SERIES))
+        # The texts first: a record without them is one that cannot be read, should this end here.
+        for begin, stop in _gaps(offsets[kept], limit):
+            if heap[begin:stop].strip(b"\0"):
+                os.pwrite(self._fd, bytes(stop - begin), self._heap_start + begin)
+        left = ENTRY.pack(ERASED, 0, 0, 0, 0, 0, 0, self._heap_start, 0, 0.0)
+        left = crc32(left).to_bytes(4, "little") + left
+        for row in gone.tolist():
+            os.pwrite(self._fd, left, ENTRIES_AT + row * ENTRY_SIZE)
+        os.fdatasync(self._fd)
 
     def _entries(self) -> npt.NDArray[Any]:
         """The entries up to the last that was written."""
@@ -273,6 +304,17 @@ def _text_offsets(entries: npt.NDArray[Any], heap_start: int) -> npt.NDArray[np.
     for column, field in enumerate(("metadata", "error", "trace", "session")):
         np.add(offsets[:, column], entries[field], out=offsets[:, column + 1])
     return offsets
+
+
+def _gaps(offsets: npt.NDArray[np.int64], limit: int) -> Iterator[tuple[int, int]]:
+    """The parts of the heap before ``limit`` in which no text of these entries is."""
+    at = 0
+    for begin, end in sorted(zip(offsets[:, 0].tolist(), offsets[:, 4].tolist(), strict=True)):
+        if begin > at:
+            yield at, begin
+        at = max(at, end)
+    if at < limit:
+        yield at, limit
 
 
 def _check(entries: npt.NDArray[Any], heap: bytes, offsets: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.bool_]:

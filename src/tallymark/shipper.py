@@ -14,7 +14,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,6 +38,8 @@ BATCH_FILES: Final = 100
 """From how many journals at most: each is an open file."""
 POLL_SECONDS: Final = 0.25
 """How often a long-running shipper looks whether there is something to do."""
+TURN_FILE: Final = ".shipping-turn"
+"""Locked, in the folder of the journals, by whoever wants, or took, the right to ship from a shipper on duty."""
 STALE_SECONDS: Final = 3600
 """A journal that was never finished being made is removed after this."""
 
@@ -67,6 +69,38 @@ def shipping_lock(journals: Path) -> Generator[bool]:
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has a copy
         os.close(fd)
+
+
+@contextlib.contextmanager
+def shipping_turn(journals: Path, waiting: Callable[[], None]) -> Generator[None]:
+    """Hold the right to ship, as soon as it is free. A shipper on duty gives it up after the round that is under way
+    and takes it again afterwards. ``waiting`` is called where somebody has it.
+    """
+    journals.mkdir(parents=True, exist_ok=True)
+    with (journals / TURN_FILE).open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for attempt in itertools.count():
+            with shipping_lock(journals) as free:
+                if free:
+                    yield
+                    return
+            if attempt == 0:
+                waiting()
+            time.sleep(0.02)
+
+
+def _somebody_waits(journals: Path) -> bool:
+    """Whether somebody wants the next turn."""
+    try:
+        turn = (journals / TURN_FILE).open("rb")
+    except OSError:
+        return False
+    with turn:
+        try:
+            fcntl.flock(turn, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def ship(store: Store, journals: Path, clock: Clock) -> Shipped:
@@ -205,7 +239,7 @@ class Shipper:
         while not self._stopping.is_set():
             try:
                 with shipping_lock(self._journals) as free:
-                    if free:
+                    if free and not _somebody_waits(self._journals):
                         self._serve()
             except OSError as error:  # no room even for the lock file, say
                 self._fail(error)
@@ -217,10 +251,12 @@ class Shipper:
         self.failure = str(error)
 
     def _serve(self) -> None:
-        """With the lock held: ship when it is time, when asked to, and when lanes are complete."""
+        """With the lock held: ship when it is time, when asked to, and when lanes are complete; until it is to stop, or
+        somebody else wants the lock.
+        """
         due = 0.0
         failures = 0
-        while not self._stopping.wait(POLL_SECONDS):
+        while not self._stopping.wait(POLL_SECONDS) and not _somebody_waits(self._journals):
             asked = (self._journals / REQUEST_FILE).exists()
             if time.monotonic() < due and not (failures == 0 and (asked or self._has_complete_lanes())):
                 continue

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tallymark.cli import config, doctor, read, review, run, runs
+from tallymark.cli import config, doctor, keep, read, review, run, runs
 from tallymark.errors import QueryError, TallymarkError
 
 EPILOG = """\b
@@ -81,3 +81,4 @@ doctor.add_to(app)
 review.add_to(app)
 config.add_to(app)
 runs.add_to(app)
+keep.add_to(app)

@@ -314,6 +314,11 @@ class Delta:
 
         return len(self._change(remove) or [])
 
+    def strays(self) -> list[Path]:
+        """The Parquet files in the folder that the newest version does not have."""
+        found = set(self._folder.glob("*/*.parquet")) - set(self._folder.glob("_delta_log/*"))
+        return sorted(found - {self._folder / file.path for file in self._change(_files) or []})
+
     def _change(self, change: Callable[[DeltaTable], T]) -> T | None:
         """Do something to the newest version, again when somebody else did something meanwhile."""
         for attempt in range(ATTEMPTS):

@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -176,7 +176,7 @@ class Lake:
             statement = Statement()
             records = statement.records(snapshot.files)
             ids = self._engine.run(statement, ids_sql(statement, records, days, MAX_IDS), _NOTHING)
-            sql, counts = these(ids), Counter(map(utc_day, ids["timestamp"].to_pylist()))
+            sql, counts = these(ids), Counter(map(utc_day, ids["timestamp"].to_numpy().tolist()))
         return Deletion(snapshot.version, counts, sql)
 
     def find(self, query: Query, rows: pa.Table) -> pa.Table:
@@ -226,6 +226,11 @@ class Lake:
         with _driver_errors("vacuum", self._url):
             return self._delta.vacuum(hours, strays=strays)
 
+    def strays(self) -> list[Path]:
+        """Parquet files in the folder of the table that its newest version does not have."""
+        with _driver_errors("read", self._url):
+            return self._delta.strays()
+
     def maintain(self, clock: Clock = _SYSTEM_CLOCK, retention: Retention | None = _USUAL_RETENTION) -> Maintenance:
         """Do what keeps a lake small and fast: compact, delete whole days that are too old, vacuum.
 
@@ -244,6 +249,18 @@ class Lake:
             deleted = sum(map(self.delete, expired))
             held = None if trusted else UNTRUSTED
             return Maintenance(compacted, deleted, self.vacuum(strays=trusted), held)
+
+    @contextlib.contextmanager
+    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep others from maintaining this lake; ``waiting`` is called where one of them has to end first."""
+        path = self._folder / MAINTAIN_LOCK
+        with _only_one(path) as free:
+            if free:
+                yield
+                return
+        waiting()
+        with _only_one(path, wait=True):
+            yield
 
     def trusts(self, clock: Clock = _SYSTEM_CLOCK) -> bool:
         """Whether records may be deleted by this clock's time. Each look at it counts as a sight of it."""
@@ -294,11 +311,11 @@ def _small(files: list[int], target: int) -> int:
 
 
 @contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[bool]:
+def _only_one(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether this is the only one that holds the lock file now; for as long as the context lasts."""
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

@@ -1,0 +1,158 @@
+"""Forgetting what is stored, when somebody asks for it: what is old, and what is about one subject.
+
+To prune is to make room: the records are out of every answer, and their files off the disk. To erase is to leave no
+byte of the records of one subject in the folder of a store, neither in the table, nor in journals that are still
+written to, nor in the structured log.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tallymark.clock import Clock, SystemClock
+from tallymark.keeping_logs import erase_lines, line_match
+from tallymark.lane import JOURNALS, SUFFIX
+from tallymark.lane_reader import each_lane
+from tallymark.query import Query
+from tallymark.shipper import ship, shipping_turn
+from tallymark.stores.delta import DAY_NS
+from tallymark.stores.lake import Lake
+
+Say = Callable[[str], None]
+"""Told what is being done, and what is waited for."""
+
+_SHIPPING: Final = "waiting for the shipper that is at work …"
+_MAINTAINING: Final = "waiting for the upkeep that is at work …"
+_CLOCK: Final = SystemClock()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to forget, in the table and in the journals.
+
+    Attributes:
+        by_type: how many records, by metric type.
+        first, last: the days (ns, their beginnings) of the oldest and the newest; None where there is none.
+    """
+
+    by_type: dict[str, int]
+    first: int | None = None
+    last: int | None = None
+
+    @property
+    def records(self) -> int:
+        """How many there are in all."""
+        return sum(self.by_type.values())
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What an erasure did.
+
+    Attributes:
+        records: how many were deleted from the table.
+        overwritten: those among them whose bytes were overwritten in journals that are still in use.
+        lines: how many lines were removed from the structured log; None where the query asks for what lines do not
+            have, and they were left alone.
+        left: what could not be done, or not be looked into, as sentences.
+        newer: records of the subject that came in meanwhile.
+    """
+
+    records: int
+    overwritten: int
+    lines: int | None
+    left: tuple[str, ...]
+    newer: int
+
+
+def find(lake: Lake, queries: Iterable[Query]) -> Found:
+    """What queries find that have no record in common."""
+    by_type, days = Counter[str](), set[int]()
+    for query in queries:
+        groups = replace(query, window=DAY_NS, group_by=("metric_type",), aggregates=("count",))
+        for row in lake.aggregate(groups).to_pylist():
+            by_type[row["metric_type"]] += row["count"]
+            days.add(row["window_start"])
+    return Found(dict(by_type.most_common()), min(days, default=None), max(days, default=None))
+
+
+def prune(lake: Lake, folder: Path, queries: Sequence[Query], say: Say, clock: Clock = _CLOCK) -> int:
+    """Delete what queries find, that in journals too, and give the room back at once; how many records they were.
+
+    Raises:
+        StoreError: the store refused; what is deleted by then stays so.
+    """
+    with shipping_turn(folder / JOURNALS, lambda: say(_SHIPPING)):
+        say("moving the journals into the table …")
+        ship(lake, folder / JOURNALS, clock)
+    with lake.alone(lambda: say(_MAINTAINING)):
+        say("deleting …")
+        deleted = sum(map(lake.delete, queries))
+        say("removing files …")
+        lake.compact(clock.time_ns())
+        lake.vacuum(0)
+    return deleted
+
+
+def erase(
+    lake: Lake,
+    folder: Path,
+    query: Query,
+    say: Say,
+    logs: Sequence[Path] = (),
+    clock: Clock = _CLOCK,
+) -> Erased:
+    """Remove every byte of the records that a query finds. Doing it again is safe, and finishes what was interrupted.
+
+    Applications go on recording meanwhile. What they record of the subject after this has begun are new records.
+
+    Args:
+        folder: of the lake.
+        logs: the structured logs; the files that they were rotated into are found.
+
+    Raises:
+        StoreError: the store refused; what is erased by then stays so.
+    """
+    left: list[str] = []
+    with shipping_turn(folder / JOURNALS, lambda: say(_SHIPPING)), lake.alone(lambda: say(_MAINTAINING)):
+        say("moving the journals into the table …")
+        ship(lake, folder / JOURNALS, clock)
+        say("writing files anew without the records …")
+        records = lake.delete(query)
+        say("overwriting journals that are in use …")
+        overwritten = _erase_in_journals(lake, folder / JOURNALS, query, left)
+        say("removing files …")
+        lake.vacuum(0)
+        lake.vacuum(strays=lake.trusts(clock))
+        left += [
+            f"{path}: no file of the table; a writer that died left it, or one is at work: try again in an hour"
+            for path in lake.strays()
+        ]
+        lines = line_match(lake, query)
+        if lines is not None and logs:
+            say("removing lines of the structured log …")
+        removed = None if lines is None else sum(erase_lines(log, lines, left) for log in logs)
+    newer = find(lake, [query]).records
+    return Erased(records, overwritten, removed, tuple(left), newer)
+
+
+def _erase_in_journals(lake: Lake, journals: Path, query: Query, left: list[str]) -> int:
+    """Overwrite what is stored already in the journals that are left; how many records that were."""
+    overwritten = 0
+    unread = {path for path in journals.iterdir() if path.name.endswith(SUFFIX)}
+    for lane in each_lane(journals):
+        unread.discard(lane.path)
+        end = lake.positions([lane.journal]).get(lane.journal, 0)
+        rows = lane.rows(0)
+        found = lake.find(query, rows)["seq"].to_numpy()
+        found = found[found < end]
+        try:
+            lane.erase(found, end)
+        except OSError as error:
+            left.append(f"{lane.path}: the records in it could not be overwritten: {error.strerror}")
+        else:
+            overwritten += len(found)
+    left += [f"{path}: a journal that cannot be read" for path in sorted(unread) if path.exists()]
+    return overwritten

@@ -1,0 +1,174 @@
+"""Removing lines from the structured log while applications write to it.
+
+Its writers lock the file itself for each line, and look then whether it still has its name: so all of them leave a file
+that is replaced under that lock. They rotate under it, too.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tallymark.batch import SCHEMA
+from tallymark.query import Query
+from tallymark.stores.lake import Lake
+
+LineMatch = Callable[[Sequence[bytes]], Sequence[bool]]
+"""Which of some lines are to be removed."""
+
+CHUNK_BYTES: Final = 1 << 22
+ROUNDS: Final = 20
+"""How often a file is tried again that is rotated meanwhile."""
+
+_IN_LINES: Final = ("session_id", "trace_id", "service")
+
+
+def line_match(lake: Lake, query: Query) -> LineMatch | None:
+    """Which lines a query means: those with such a session, trace or service; any other field of a line counts as
+    metadata. None where it asks for what lines do not have, or for what is not so.
+    """
+    texts = set()
+    for found in query.filters:
+        plain = found.op in ("=", "in") and None not in found.values
+        if not plain or not (found.field in _IN_LINES or found.field.startswith("metadata.")):
+            return None
+        texts |= {json.dumps(value)[1:-1].encode() for value in found.values if isinstance(value, str)}
+
+    def matches(lines: Sequence[bytes]) -> Sequence[bool]:
+        rows = [_row(number, _fields(line)) for number, line in enumerate(lines)]
+        match = np.zeros(len(lines), bool)
+        match[lake.find(query, pa.Table.from_pylist(rows, schema=SCHEMA))["seq"].to_numpy()] = True
+        for number, line in enumerate(lines):
+            # Half a line, of a writer that died: what it is about can only be guessed.
+            if not line.endswith(b"}\n") and any(text and text in line for text in texts):
+                match[number] = True
+        return match.tolist()
+
+    return matches
+
+
+def _fields(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _row(number: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """A line as if it was a record."""
+    texts = {name: fields[name] for name in _IN_LINES if isinstance(fields.get(name), str)}
+    row = {"journal": "", "seq": number, "timestamp": 0, "service": "", "metric_type": "log", "name": "log"}
+    return row | {"value": 0.0, "unit": "1", "metadata": json.dumps(fields)} | texts
+
+
+def erase_lines(log: Path, matches: LineMatch, left: list[str]) -> int:
+    """Remove the lines that match from a log and from the files that it was rotated into; how many they were.
+
+    Args:
+        left: is told of files that could not be looked into or written.
+    """
+    removed = 0
+    done: set[tuple[int, int]] = set()
+    # Again until every file is one that was looked into: rotation gives them other names meanwhile.
+    for _ in range(ROUNDS):
+        waiting = [path for path in _files(log) if _identity(path) not in done]
+        if not waiting:
+            break
+        for path in waiting:
+            try:
+                removed += _erase_in(path, log, matches)
+                done.add(_identity(path))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                left.append(f"{path}: {error.strerror}")
+                done.add(_identity(path))
+    left += [
+        f"{path}: no file that the log writes; it was not looked into"
+        for path in sorted(log.parent.glob(f"{log.name}*"))
+        if path not in _files(log)
+    ]
+    return removed
+
+
+def _files(log: Path) -> list[Path]:
+    """The file itself and those that it was rotated into."""
+    numbered = re.compile(re.escape(log.name) + r"(\.\d+)?")
+    return sorted(path for path in log.parent.glob("*") if numbered.fullmatch(path.name))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _erase_in(path: Path, log: Path, matches: LineMatch) -> int:
+    new = path.with_name(f".{path.name}.erasing")  # one that was left behind is written over
+    with path.open("rb") as source:
+        try:
+            with new.open("wb") as target:
+                # Most of it without the lock: applications do not wait long for it.
+                removed = _copy(source, target, matches)
+                if not removed:
+                    return 0
+                with _locked(log):
+                    if not _named(source, path):
+                        raise FileNotFoundError  # rotated: it has another name
+                    removed += _copy(source, target, matches, to_end=True)
+                    target.flush()
+                    shutil.copystat(path, new)
+                    with contextlib.suppress(OSError):
+                        shutil.chown(new, path.stat().st_uid, path.stat().st_gid)
+                    os.fsync(target.fileno())
+                    new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+    return removed
+
+
+def _copy(source: IO[bytes], target: IO[bytes], matches: LineMatch, *, to_end: bool = False) -> int:
+    """Copy the lines that do not match; how many did. What is after the last line end is left for later."""
+    removed = 0
+    while lines := source.readlines(CHUNK_BYTES):
+        if not lines[-1].endswith(b"\n") and not to_end:
+            source.seek(-len(lines.pop()), os.SEEK_CUR)
+            if not lines:
+                break
+        for line, match in zip(lines, matches(lines), strict=True):
+            removed += match
+            if not match:
+                target.write(line)
+    return removed
+
+
+@contextlib.contextmanager
+def _locked(log: Path) -> Iterator[None]:
+    """Hold the lock that the writers of a log take, where there is a log."""
+    while True:
+        try:
+            file = log.open("rb")
+        except FileNotFoundError:
+            yield
+            return
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _named(file, log):
+                yield
+                return
+
+
+def _named(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
