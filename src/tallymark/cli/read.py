@@ -163,6 +163,13 @@ def tail(
     name: NameOption = None,
     service: ServiceOption = None,
     where: WhereOption = None,
+    logs: Annotated[bool, typer.Option("--logs", help="The structured log in place of the records.")] = False,
+    level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="With --logs: this level and above; debug, info, metric, …")
+    ] = None,
+    grep: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --logs: the text is in the message or a field.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """\b
@@ -171,11 +178,18 @@ def tail(
       tallymark tail -f                          and every new one, live
       tallymark tail -f --where success=false    failures only
       tallymark tail -f -n 0 --json | jq .value
+      tallymark tail -f --logs --level warning   the log that applications write
 
     The last records, oldest first. With -f each new record is shown once, within a fraction of a second;
     Ctrl-C ends it with exit code 130. A record that arrives with a timestamp more than 2 s in the past is
     not followed.
     """
+    if logs:
+        others = {"--type": metric_type, "--name": name, "--service": service, "--where": where}
+        _tail_log(store, follow, lines, level, grep, as_json, [option for option, given in others.items() if given])
+        return
+    if level is not None or grep is not None:
+        raise typer.BadParameter("it is for the log; hint: --logs", param_hint="--level" if level else "--grep")
     from tallymark.cli.output import console, message, print_json, record_json, record_line
 
     out = console()
@@ -200,6 +214,21 @@ def tail(
         while True:
             show(following.new())
             time.sleep(POLL_SECONDS)
+
+
+def _tail_log(
+    store: str, follow: bool, lines: int, level: str | None, grep: str | None, as_json: bool, others: list[str]
+) -> None:
+    from tallymark.cli.logs import tail_log
+    from tallymark.logs import LogFilter
+
+    if others:
+        raise typer.BadParameter("it is for records; with --logs there are --level and --grep", param_hint=others[0])
+    try:
+        wanted = LogFilter(level=level and level.lower(), text=grep or None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--level") from None
+    tail_log(store, wanted, follow=follow, lines=lines, as_json=as_json)
 
 
 class Following:
