@@ -91,7 +91,8 @@ class TargetCollector(Collector):
         try:
             reading: Reading = await asyncio.wait_for(asyncio.wrap_future(question), self._left(question))
         except TimeoutError:
-            return self._late()
+            self._interrupt()
+            return self._too_late()
         return dict(reading)
 
     def collect_once(self) -> Reading:
@@ -168,7 +169,8 @@ class TargetCollector(Collector):
             reading = self._answered(self._read())
         except Exception as error:
             self._disconnect()
-            reading = self.unavailable(reason_for(error))
+            # Too late, it may have failed because we hung up.
+            reading = self.unavailable(reason_for(error)) if self._left(question) else self._too_late()
         with self._lock:
             if self._closing:
                 self._disconnect()
@@ -188,13 +190,13 @@ class TargetCollector(Collector):
         try:
             return dict(question.result(self._left(question)))
         except TimeoutError:
-            return self._late()
+            self._interrupt()
+            return self._too_late()
 
     def _left(self, question: "Question") -> float:
         return max(0.0, question.asked + self._timeout - monotonic())
 
-    def _late(self) -> Reading:
-        self._interrupt()
+    def _too_late(self) -> Reading:
         return self.unavailable(f"no answer within {self._timeout:g} s")
 
     def _begin_anew(self) -> None:
