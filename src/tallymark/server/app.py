@@ -20,7 +20,7 @@ from tallymark.config import Settings
 from tallymark.config import settings as settings_of_process
 from tallymark.integrations.asgi import MetricsMiddleware
 from tallymark.recorder import Metrics
-from tallymark.server import health, logs, monitoring, problems, reads, stream, system, writes
+from tallymark.server import health, logs, monitoring, problems, queues, reads, stream, system, writes
 from tallymark.server.auth import Guard, check_keys, login_router
 from tallymark.server.context import Context
 from tallymark.server.headers import SecurityHeaders
@@ -91,6 +91,7 @@ def create_app(settings: Settings | str | PathLike[str] | None = None, *, record
     for router in (health.router, system.router, writes.router, reads.metrics, reads.queries, stream.router):
         app.include_router(router)
     app.include_router(monitoring.router)
+    app.include_router(queues.router)
     app.include_router(logs.router)
     if keys:
         app.include_router(login_router(keys))

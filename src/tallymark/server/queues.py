@@ -1,0 +1,106 @@
+"""The endpoint about Celery's queues, and the collector that follows those of the settings."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, FastAPI, Query, Response
+
+from tallymark.collectors.queues import QueueCollector, configured_broker, measurements, queue_depth
+from tallymark.config import Settings
+from tallymark.errors import ConfigError
+from tallymark.model import MAX_NAME_LENGTH, check_text
+from tallymark.record import Record
+from tallymark.server.context import Context, InContext
+from tallymark.server.models import Collected, json_response, metric_json
+from tallymark.server.problems import ProblemError, documented, invalid
+from tallymark.server.writes import NO_ID, ingest
+
+logger = logging.getLogger("tallymark.server")
+
+
+@asynccontextmanager
+async def _follow(app: FastAPI) -> AsyncIterator[None]:
+    """Follow the queues of the settings while the server runs."""
+    context: Context = app.state.context
+    settings = context.settings
+    if not settings.queues:
+        yield
+        return
+    try:
+        collector = QueueCollector(context.metrics, _broker(settings), settings.queues, settings.collect_seconds)
+    except ConfigError as error:
+        logger.warning("the queues are not followed: %s", error)
+        yield
+        return
+    collector.start()
+    try:
+        yield
+    finally:
+        await to_thread.run_sync(collector.stop)
+
+
+router = APIRouter(prefix="/api/v1/metrics/queues", tags=["queues"], lifespan=_follow)
+
+
+@router.post(
+    "/track",
+    status_code=201,
+    response_model=Collected,
+    responses=documented(422, 503),
+    summary="Look at a queue of Celery and store what is seen",
+)
+async def track(
+    context: InContext,
+    queue_name: Annotated[str, Query(min_length=1, max_length=MAX_NAME_LENGTH, examples=["celery"])] = "celery",
+    service_name: Annotated[
+        str | None,
+        Query(min_length=1, max_length=MAX_NAME_LENGTH, description="by default this server", examples=["backend"]),
+    ] = None,
+) -> Response:
+    """The depth of the queue, and the age of its oldest message where that is known. The messages stay as they are."""
+    queue = _checked("queue_name", queue_name)
+    service = context.metrics.service if service_name is None else _checked("service_name", service_name)
+    records = await to_thread.run_sync(_track, context, queue, service)
+    return json_response({"count": len(records), "metrics": [metric_json(record) for record in records]}, 201)
+
+
+def _checked(field: str, value: str) -> str:
+    try:
+        return check_text(field, value)
+    except ValueError as error:
+        raise invalid([(f"query.{field}", str(error))]) from None
+
+
+def _track(context: Context, queue: str, service: str) -> list[Record]:
+    try:
+        state = queue_depth(queue, _broker(context.settings))
+    except ConfigError as error:
+        raise ProblemError(503, f"{error}.", kind="broker", title="The broker is not configured") from None
+    if not state["connected"]:
+        detail = f"The broker at {state['target']} could not be asked: {state['reason']}."
+        raise ProblemError(503, detail, kind="broker", title="The broker is not available")
+    timestamp = time.time_ns()
+    return ingest(
+        context.metrics,
+        [
+            Record(
+                id=NO_ID,
+                timestamp=timestamp,
+                service=service,
+                metric_type="queue_metrics",
+                name=name,
+                value=value,
+                unit=unit,
+                metadata=metadata,
+            )
+            for name, value, unit, metadata in measurements(state["target"], queue, state)
+        ],
+    )
+
+
+def _broker(settings: Settings) -> Any:
+    return configured_broker() if settings.broker is None else settings.broker.get_secret_value()
