@@ -182,7 +182,7 @@ def test_a_client_of_the_applications_event_loop(shop: Metrics, redis_url: str, 
             reading = await collector.collect_redis_metrics()
             with pytest.raises(ConfigError, match="collect_all"):
                 collector.collect()
-        assert await client.ping()  # type: ignore[misc]
+        assert await client.ping()
         await client.aclose()
         return reading
 
