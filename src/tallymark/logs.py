@@ -32,6 +32,7 @@ _BLOCK: Final = 2**18
 _IDENTITY_BYTES: Final = 512
 _POSITION: Final = re.compile(r"([0-9a-f]{16})-([0-9]{1,18})", re.ASCII)
 _NUMBERED: Final = re.compile(r"\.([0-9]{1,9})", re.ASCII)
+_MOMENT: Final = re.compile(rb'"timestamp": ?"([ -~]{1,40}?)"')
 _LOOKS: Final = 50
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -132,8 +133,8 @@ class LogFollower:
 
     Attributes:
         skipped: lines so far that were no JSON objects, or too long.
-        gap: lines may be missing between those that were returned before and after: their file is gone, or was
-            emptied. Whoever tells it sets it back.
+        gap: lines may be missing between those that were returned before and after: their file was rotated away,
+            replaced, or emptied. Whoever tells it sets it back.
         at_end: whether the last call of :meth:`new` saw all that there was.
     """
 
@@ -146,6 +147,8 @@ class LogFollower:
         self._file: _File | None = None
         self._parts = bytearray()
         self._too_long = False
+        self._seen = ""  # the latest time that a line had
+        self._again_until = ""
 
     def __enter__(self) -> Self:
         return self
@@ -262,6 +265,12 @@ class LogFollower:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             self.skipped += 1
             return
+        moment = fields.get("timestamp")
+        if isinstance(moment, str):
+            if moment <= self._again_until:
+                return
+            self._again_until = ""
+            self._seen = max(self._seen, moment)
         if self._wanted.matches(fields):
             yield LogLine(fields, text, file.position(line_end) or "")
 
@@ -283,17 +292,26 @@ class LogFollower:
             pass  # between being renamed and being made again
         files = _open_all(self.path)
         current = next((i for i, file in enumerate(files) if os.path.samestat(file.stat, self._file.stat)), None)
-        following = 0 if current is None else current + 1
+        following = self._where_it_was(files) if current is None else current + 1
         # A file that was renamed is complete, but its last line may have come after we looked.
         if following >= len(files) or self._file.read(1):
             for file in files:
                 file.close()
             return following < len(files)
-        self.gap |= current is None
+        if current is None:
+            self.gap = True
+            self._again_until = self._seen
         if self._parts or self._too_long:
             self.skipped += 1  # its writer was killed
         self._go_to(files, following)
         return True
+
+    def _where_it_was(self, files: list["_File"]) -> int:
+        """Of a file that is gone: the one to go on with. It was rotated away, or lines were removed from it, and those
+        that are left are another file.
+        """
+        begun = [index for index, file in enumerate(files) if file.first_moment() <= self._seen]
+        return begun[-1] if begun else 0
 
     def _go_to(self, files: list["_File"], index: int) -> None:
         self.close()
@@ -334,6 +352,10 @@ class _File:
             if newline or len(head) == _IDENTITY_BYTES:
                 self._identity = hashlib.blake2b(head, digest_size=8).hexdigest()
         return self._identity
+
+    def first_moment(self) -> str:
+        found = _MOMENT.search(self.read(_IDENTITY_BYTES, 0).partition(b"\n")[0])
+        return "" if found is None else found[1].decode()
 
     def forget_identity(self) -> None:
         self._identity = None

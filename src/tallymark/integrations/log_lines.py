@@ -7,7 +7,7 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -73,12 +73,12 @@ def line_of(record: logging.LogRecord, service: str, raw_ids: bool = False) -> s
         **_exception(record),
     }
     fields = _Fields(raw_ids)
-    for name, value in itertools.islice(extras.items(), MAX_VALUES):
+    for name, value in extras.items():
+        if fields.full():
+            line[_free("truncated", line)] = True
+            break
         key = fields.key(name)
-        plain = fields.named(key, value)
-        while key in line:
-            key = f"extra_{key}"
-        line[key] = plain
+        line[_free(key, line)] = fields.named(key, value)
     # DEL is the one control character that the encoder leaves as it is; outside of texts it cannot occur.
     return _encode(line).replace("\x7f", "\\u007f")
 
@@ -97,6 +97,10 @@ class _Fields:
         if word is None or (word == "user_id" and (self._raw_ids or (isinstance(value, str) and _is_pseudonym(value)))):
             return self.value(value, depth)
         return FORBIDDEN
+
+    def full(self) -> bool:
+        """Whether there is no room for more."""
+        return self._values <= 0 or self._characters <= 0
 
     def key(self, key: object) -> str:
         return self.text(key if isinstance(key, str) else _described(key), MAX_ID_LENGTH)
@@ -134,14 +138,25 @@ class _Fields:
     def _dict(self, value: dict[Any, Any], depth: int) -> dict[str, object]:
         found: dict[str, object] = {}
         for name, item in itertools.islice(list(dict.items(value)), self._values):
+            if self.full():
+                break
             key = self.key(name)
-            while key in found:
-                key = f"extra_{key}"
-            found[key] = self.named(key, item, depth + 1)
+            found[_free(key, found)] = self.named(key, item, depth + 1)
         return found
 
     def _list(self, value: Iterable[object], depth: int) -> list[object]:
         return [self.value(item, depth + 1) for item in itertools.islice(value, self._values)]
+
+
+def _free(key: str, taken: Container[str]) -> str:
+    if key not in taken:
+        return key
+    renamed = f"extra_{key}"
+    number = 1
+    while renamed in taken:
+        number += 1
+        renamed = f"extra_{key}_{number}"
+    return renamed
 
 
 def _described(value: object) -> str:
