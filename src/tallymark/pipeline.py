@@ -122,7 +122,7 @@ class PipelineRun:
         Raises:
             ValueError: the name is not valid.
         """
-        if name not in self._known:
+        if type(name) is not str or name not in self._known:
             check_text("name", name)
         return StageTimer(self, name)
 
