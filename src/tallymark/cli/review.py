@@ -12,6 +12,9 @@ Row = dict[str, Any]
 USUAL_HOURS = 24.0
 USUAL_DAYS = 28
 
+# In this order.
+_SHORTER = {"total_": "", "_time_ms": "_ms", "_duration_ms": "_ms", "success_rate": "success_%", "_": " "}
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
@@ -87,7 +90,7 @@ def _print(report: Row) -> None:
     if not stages and not report["corrections"]["by_type"] and not report["admin_performance"]["admins"]:
         message("no stage and no correction was recorded in this time; hint: --hours 168")
         return
-    print_table(list(overview), [overview])
+    print_table(*_headed([overview]))
     tables: dict[str, list[Row]] = {
         "stages": _keyed("stage", stages),
         "corrections": _keyed("type", report["corrections"]["by_type"]),
@@ -100,13 +103,25 @@ def _print(report: Row) -> None:
     for title, rows in tables.items():
         if rows:
             out.print(Text(f"\n{title}", "bold"))
-            print_table(list(rows[0]), rows)
+            print_table(*_headed(rows))
     if report["bottleneck"]:
         stage, share = report["bottleneck"]["stage"], report["bottleneck"]["share_of_time"]
         out.print(Text(f"\nbottleneck: {visible(stage)} takes {share:.1f} % of the time"), soft_wrap=True)
     for alert in report["alerts"]:
         colour = "red" if alert["severity"] == "critical" else "yellow"
         out.print(Text(f"{alert['severity']}: {visible(alert['message'])}", colour), soft_wrap=True)
+
+
+def _headed(rows: list[Row]) -> tuple[list[str], list[Row]]:
+    """Rows with shorter words over them, for people."""
+
+    def words(column: str) -> str:
+        for long, short in _SHORTER.items():
+            column = column.replace(long, short)
+        return column
+
+    renamed = [{words(column): value for column, value in row.items()} for row in rows]
+    return list(renamed[0]), renamed
 
 
 def _keyed(key: str, rows: Mapping[str, Row]) -> list[Row]:

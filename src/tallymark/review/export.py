@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -100,16 +99,16 @@ def _cell(value: object) -> object:
 
 def _replace(path: Path, text: str) -> Path:
     """Put a text in the place of a file, durably."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    draft = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}")
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+        with draft.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(draft)
+            draft.unlink()
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -105,8 +105,8 @@ def _id_text(kind: Kind, identifier: int | str) -> str:
         # Not str(): a subclass may say something else. 400 bits are more than the digits that are allowed.
         identifier = int.__repr__(identifier) if identifier.bit_length() <= 400 else "9" * (MAX_ID_LENGTH + 1)
     elif not isinstance(identifier, str):
-        raise ValueError(f"the id of a {kind} must be a whole number or text, not {type(identifier).__name__}")
-    return check_text(f"the id of a {kind}", identifier, MAX_ID_LENGTH)
+        raise ValueError(f"the id of the {kind} must be a whole number or text, not {type(identifier).__name__}")
+    return check_text(f"the id of the {kind}", identifier, MAX_ID_LENGTH)
 
 
 def _derived(secret: bytes) -> bytes:

@@ -87,7 +87,7 @@ class ProcessingTimer:
                 "ms",
                 bool(success) and error is None,
                 error,
-                {**self.metadata, **self._people},
+                {**(self.metadata or {}), **self._people},
                 None,
                 self._session_id,
             )
