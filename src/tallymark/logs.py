@@ -7,6 +7,7 @@ first line, which holds for whatever name and place the file has later, and an o
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -435,8 +436,13 @@ def _open_each(path: Path) -> list[_File] | None:
     try:
         for ending in sorted(endings, key=lambda ending: int(ending[1:] or 0), reverse=True):
             files.append(_File(f"{path}{ending}"))  # noqa: PERF401  # those before a failure are to be closed
-    except FileNotFoundError:
+    except OSError as error:
         for file in files:
             file.close()
-        return None
-    return files
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
+    others = [file for file in files if not stat.S_ISREG(file.stat.st_mode)]
+    for file in others:
+        file.close()
+    return [file for file in files if file not in others]
