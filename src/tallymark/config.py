@@ -23,6 +23,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from tallymark import log
 from tallymark.errors import ConfigError
 from tallymark.location import lake_folder
+from tallymark.model import MAX_NAME_LENGTH
+from tallymark.privacy import RULES
 
 PREFIX: Final = "TALLYMARK_"
 FILE: Final = "tallymark.toml"
@@ -106,7 +108,9 @@ class Settings(BaseSettings):
     store: Annotated[str, Field(min_length=1), BeforeValidator(_path_text)] = Field(
         "./metrics", description="The folder, or the URL, that records go to and are read from."
     )
-    service: str | None = Field(None, description="Which application this is; by default the name of the program.")
+    service: Annotated[str, Field(max_length=MAX_NAME_LENGTH, pattern=r"\S")] | None = Field(
+        None, description="Which application this is; by default the name of the program."
+    )
     host: Annotated[str, Field(min_length=1)] = Field(
         "127.0.0.1",
         description="The address that the server listens on; any that is not this machine's own needs keys.",
@@ -181,11 +185,11 @@ class Settings(BaseSettings):
     @field_validator("pii", mode="before")
     @classmethod
     def _check_pii(cls, value: object) -> object:
-        rules = f"must be one of {', '.join(PII_ACTIONS)}, or one of these for each rule"
-        if isinstance(value, str) and value not in PII_ACTIONS:
-            value = _paired(value)
-        if not isinstance(value, str) and not (isinstance(value, Mapping) and all(map(_is_action, value.values()))):
-            raise ValueError(rules)
+        if value in PII_ACTIONS:
+            return value
+        value = _paired(value)
+        if not isinstance(value, Mapping) or not all(map(_is_rule, value.items())):
+            raise ValueError(f"must be mask, reject or allow, or one of them for some of the rules {', '.join(RULES)}")
         return value
 
     @property
@@ -302,8 +306,8 @@ def _refusal(error: ValidationError, origins: Mapping[str, str]) -> str:
     return "; ".join(problems)
 
 
-def _is_action(value: object) -> bool:
-    return value in PII_ACTIONS
+def _is_rule(pair: tuple[object, object]) -> bool:
+    return pair[0] in RULES and pair[1] in PII_ACTIONS
 
 
 def _shown(value: Any, mask: Callable[[str], str]) -> Any:

@@ -1,5 +1,6 @@
 """The recorder of this process, for functions that are not given one."""
 
+import logging  # noqa: F401 - what it does around a fork, it must do around all of a fork that waits here
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -12,14 +13,17 @@ if TYPE_CHECKING:
 
 _default: "Metrics | None" = None
 
-# A thread that is forked while another one imports or makes something would find both half done for ever: a fork waits.
-# A signal handler may come in on the same thread, hence the R.
+# A child that is forked while another thread imports something would find it half done for ever: a fork waits. The R is
+# for signal handlers, which come in on the same thread: an error is better than waiting for ever.
 _making = threading.RLock()
 os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
 
 
 def default_metrics() -> "Metrics":
     """The recorder of this process: made from the settings and started at the first call, stopped at exit.
+
+    Any thread may call it, and a forked child has its own. Where signal handlers or finalisers do, call it when the
+    program starts too: the first call imports modules, and they may come in on one that is half imported.
 
     Raises:
         ConfigError: a setting is not valid, or the package that reads them is missing.
@@ -43,17 +47,14 @@ def _make() -> "Metrics":
         if _default is None:
             made = _from(_settings())
             made.start()
-            if _default is None:  # a signal handler that came in meanwhile may have made one, and used it
-                _default = made
-            else:
-                made.stop()
+            _default = made
         return _default
 
 
 def _from(settings: "Settings") -> "Metrics":
     from tallymark.recorder import Metrics
 
-    return Metrics(settings.store, service=settings.service)
+    return Metrics(settings.store, service=settings.service, enabled=settings.enabled, pii=settings.pii)
 
 
 def _settings() -> "Settings":

@@ -54,7 +54,7 @@ def create_app(settings: Settings | str | PathLike[str] | None = None, *, record
     """
     settings = _settings(settings)
     keys = check_keys([key.get_secret_value() for key in settings.keys])
-    metrics = recorder or Metrics(settings.store, service=SERVER)
+    metrics = recorder or Metrics(settings.store, service=SERVER, enabled=settings.enabled, pii=settings.pii)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
