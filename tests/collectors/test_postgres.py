@@ -352,6 +352,14 @@ def test_stop_closes_the_connection(postgres_url: str, admin: "psycopg.Connectio
     eventually(lambda: ours() == 0)
 
 
+def test_one_that_is_forgotten_closes_its_connection(postgres_url: str, admin: "psycopg.Connection[Any]") -> None:
+    collector = PostgresCollector(None, postgres_url)
+    assert collector.status()["connected"] is True
+    del collector
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tallymark'"
+    eventually(lambda: admin.execute(sessions).fetchone() == (0,))
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [

@@ -134,6 +134,8 @@ class PostgresCollector(TargetCollector):
     ) -> None:
         if not (math.isfinite(slow_query_ms) and slow_query_ms > 0):
             raise ValueError("slow_query_ms: must be a positive number")
+        self._connection: Any = None
+        self._wire: socket.socket | None = None
         self._psycopg = _load_psycopg()
         settings = _settings(self._psycopg, dsn)
         super().__init__(metrics, interval_seconds, timeout_seconds, "postgres", _target_of(self._psycopg, settings))
@@ -144,8 +146,6 @@ class PostgresCollector(TargetCollector):
             "tcp_user_timeout": math.ceil(timeout_seconds * 1000),  # a host that is gone says no goodbye
         }
         self._slow_query_ms = slow_query_ms
-        self._connection: Any = None
-        self._wire: socket.socket | None = None
 
     def _read(self) -> Reading:
         reused = self._connection is not None

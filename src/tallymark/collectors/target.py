@@ -119,6 +119,11 @@ class TargetCollector(Collector):
             else:
                 self._closing = True  # the one that is under way closes it
 
+    def __del__(self) -> None:
+        # Forgotten without a stop. A copy of another process leaves the connection alone.
+        if getattr(self, "_pid", None) == os.getpid():
+            self._disconnect()
+
     def ask(self, max_age: float = FRESH_SECONDS) -> "Question":
         """The question that is under way, or was answered not longer ago; else a new one. Does not wait."""
         if self._pid != os.getpid():

@@ -158,7 +158,7 @@ class Monitor:
 _making = threading.Lock()
 
 
-def targets(settings: Settings, metrics: Metrics | None) -> tuple[list[RedisCollector], list[PostgresCollector]]:
+def targets(settings: Settings, metrics: Metrics) -> tuple[list[RedisCollector], list[PostgresCollector]]:
     """A collector for each server in the settings; nothing is connected yet.
 
     Raises:
@@ -198,7 +198,9 @@ def _monitor(request: Request) -> Monitor:
 
 def _collector(state: Any) -> MetricsCollector:
     if not hasattr(state, "targets"):
-        return MetricsCollector(default_metrics(), *targets(settings_of_process(), None))
+        settings = settings_of_process()
+        urls = ([url.get_secret_value() for url in group] for group in (settings.redis, settings.postgres))
+        return MetricsCollector(default_metrics(), *urls)
     context = getattr(state, "context", None)
     if not isinstance(context, Context):
         raise ProblemError(503, "The server was not started.")
