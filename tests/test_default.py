@@ -155,28 +155,3 @@ print(codes)
 def test_forks_while_it_is_being_made(folder: Path) -> None:
     assert run(folder, FORKS) == "{0}\n"
     assert sorted(record.value for record in stored(folder)) == list(range(9))
-
-
-SIGNALS = """
-import signal
-from tallymark.default import default_metrics
-
-metrics, asked = default_metrics(), 0
-
-def handler(number, frame):
-    global asked
-    asked += 1
-    default_metrics().record("signal", "handler", asked)
-
-signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-while asked < 20:
-    assert default_metrics() is metrics
-signal.setitimer(signal.ITIMER_REAL, 0)
-print(asked)
-"""
-
-
-def test_signal_handlers_that_ask_once_it_is_there(folder: Path) -> None:
-    asked = int(run(folder, SIGNALS))
-    assert sorted(record.value for record in stored(folder)) == list(range(1, asked + 1))
