@@ -163,17 +163,19 @@ def ratio_interval(before: Mean, after: Mean) -> Interval | None:
     """The 95 % confidence interval of ``after / before``; None where a mean is not positive."""
     if before.value <= 0 or after.value <= 0:
         return None
-    parts = [(mean.variance / mean.value**2, mean.freedom) for mean in (before, after)]
+    ratio = after.value / before.value
+    parts = [(mean.variance / mean.value / mean.value, mean.freedom) for mean in (before, after)]
     variance = sum(part for part, _ in parts)
-    centre = math.log(after.value / before.value)
     if not variance:
-        return Interval(math.exp(centre), math.exp(centre))
-    # In shares of the whole, so that the smallest numbers do not vanish when they are squared.
+        return Interval(ratio, ratio)
+    if not (math.isfinite(variance) and 0 < ratio < math.inf):
+        return Interval(0.0, math.inf)
+    # In shares of the whole, so that small numbers do not vanish when they are squared.
     freedom = 1 / sum((part / variance) ** 2 / freedom for part, freedom in parts)
     half = t_quantile(freedom) * math.sqrt(variance)
-    if half > 700:  # nothing is known, and exp() has an end
+    if half > 300:  # nothing is known, and floats have an end
         return Interval(0.0, math.inf)
-    return Interval(math.exp(centre - half), math.exp(centre + half))
+    return Interval(ratio * math.exp(-half), ratio * math.exp(half))
 
 
 def t_quantile(freedom: float) -> float:
