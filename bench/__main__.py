@@ -28,6 +28,7 @@ BENCHES = (
     ("recording", True),
     ("pipeline", False),
     ("pipeline", True),
+    ("pipeline_api", False),
     ("visibility", False),
     ("queries", False),
     ("memory", False),

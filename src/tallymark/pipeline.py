@@ -44,6 +44,19 @@ if TYPE_CHECKING:
 
     from tallymark.recorder import Metrics
 
+__all__ = [
+    "MAX_STAGES",
+    "OTHERS",
+    "Bottleneck",
+    "CacheMetrics",
+    "MetricsCollector",
+    "PipelineRun",
+    "ResourceMetrics",
+    "StageMetrics",
+    "StageTimer",
+    "get_metrics_collector",
+]
+
 MAX_STAGES: Final = 1_000
 """Most stages, and most caches, of a run; what comes beyond is counted as one, under :data:`OTHERS`."""
 OTHERS: Final = "(others)"
