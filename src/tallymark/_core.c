@@ -1,7 +1,7 @@
 /* The fast way to record: one call that validates, encodes and writes the usual record.
  *
- * Everything unusual (a series or a metadata key that was not seen before, nesting, values that need care, no room)
- * is left to the Python function that the fast way stands in for, with nothing changed; it also words the errors. The
+ * Everything unusual (a series or a metadata key that was not seen before, nesting, values that need care or look as if
+ * they were private, no room) is left to the Python function that the fast way stands in for, with nothing changed; it also words the errors. The
  * two must agree on what they write; the tests run with and without this module.
  *
  * Why it needs no lock: from the moment a lane is looked at until the entry is complete, no Python code can run (only
@@ -58,6 +58,121 @@ static uint32_t crc32_of(uint32_t crc, const unsigned char *p, Py_ssize_t n)
     while (n-- > 0)
         crc = (crc >> 8) ^ crc_table[0][(crc ^ *p++) & 0xFF];
     return ~crc;
+}
+
+/* Whether a privacy rule may find something in a text: where this says no, none does (privacy.py has the rules, and
+ * decides). A rule finds nothing that begins inside a word, so a word is looked at where it begins; what is found
+ * there does not have to be right. */
+enum { DIGIT = 1, UPPER = 2, LOWER = 4, WORD = DIGIT | UPPER | LOWER };
+static unsigned char kinds[256];
+
+/* The IBANs of each country, as in privacy.py. */
+static const char ibans[] =
+    "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BI27BR29BY28CH21CR22CY28CZ24DE22DJ27DK18DO28EE20EG29ES24FI18FK18FO18FR27GB22"
+    "GE22GI23GL18GR27GT28HN28HR21HU28IE22IL23IQ23IS26IT27JO30KW30KZ20LB28LC32LI21LT20LU20LV21LY25MC27MD24ME22MK19MN20"
+    "MR27MT31MU30NI28NL18NO15OM23PK24PL28PS29PT25QA29RO24RS22RU33SA24SC31SD18SE24SI19SK24SM27SO23ST25SV28TL23TN24TR26"
+    "UA29VA22VG24XK20YE30";
+static unsigned char iban_lengths[32][32];
+
+/* What other secrets begin with. */
+static const char *const heads[] = {
+    "eyJ", "PRIVATE KEY", "AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "GOCSPX-", "ghp_", "gho_", "ghu_", "ghs_",
+    "ghr_", "github_pat_", "glpat-", "glptt-", "gldt-", "glrt-", "glsoat-", "xox", "xapp-", "hooks.slack.com/", "sk_live_",
+    "sk_test_", "rk_live_", "rk_test_", "whsec_", "sk-", "npm_", "pypi-", "hf_", "SG.", "dop_v1_", "doo_v1_", "dor_v1_",
+    "dckr_pat_", "shpat_", "shpca_", "shppa_", "shpss_", "hvs.",
+};
+static unsigned char head_of[256]; /* whether one begins with this byte */
+
+static void make_kinds(void)
+{
+    for (int c = '0'; c <= '9'; c++)
+        kinds[c] = DIGIT;
+    for (int c = 0; c < 26; c++) {
+        kinds['A' + c] = UPPER;
+        kinds['a' + c] = LOWER;
+    }
+    for (const char *p = ibans; *p; p += 4)
+        iban_lengths[p[0] & 31][p[1] & 31] = (unsigned char)((p[2] - '0') * 10 + p[3] - '0');
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        head_of[(unsigned char)heads[i][0]] = 1;
+    head_of['b'] = head_of['B'] = 1; /* Bearer, in upper and lower case */
+}
+
+/* Whether so many digits follow each other, with one space or dash between any two of them at most. */
+static int has_digits(const unsigned char *s, const unsigned char *end, int wanted)
+{
+    for (; s < end; s++) {
+        if (kinds[*s] & DIGIT) {
+            if (--wanted == 0)
+                return 1;
+        } else if ((*s != ' ' && *s != '-') || !(kinds[s[-1]] & DIGIT)) {
+            return 0;
+        }
+    }
+    return 0;
+}
+
+static int has_iban(const unsigned char *s, const unsigned char *end)
+{
+    if (end - s < 15 || !(kinds[s[2]] & kinds[s[3]] & DIGIT) || !(kinds[s[1]] & (UPPER | LOWER)))
+        return 0;
+    int length = iban_lengths[s[0] & 31][s[1] & 31];
+    if (length == 0)
+        return 0;
+    int taken = 4;
+    for (s += 4; s < end && taken < length; s++) {
+        if (kinds[*s] & WORD)
+            taken++;
+        else if ((*s != ' ' && *s != '-') || taken % 4 != 0 || !(kinds[s[-1]] & WORD))
+            return 0;
+    }
+    return taken == length && (s == end || !(kinds[*s] & WORD));
+}
+
+static int begins_private(const unsigned char *s, const unsigned char *end)
+{
+    unsigned char c = *s;
+    if (kinds[c] & DIGIT)
+        return (c >= '3' && c <= '6' ? 1 : c == '2' && end - s > 1 && s[1] >= '2' && s[1] <= '7') &&
+               has_digits(s, end, 13);
+    if (has_iban(s, end))
+        return 1;
+    if (!head_of[c])
+        return 0;
+    if (c == 'b' || c == 'B')
+        return end - s > 7 && (s[1] | 32) == 'e' && (s[2] | 32) == 'a' && (s[3] | 32) == 'r' && (s[4] | 32) == 'e' &&
+               (s[5] | 32) == 'r';
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
+        size_t n = strlen(heads[i]);
+        if (heads[i][0] == c && (size_t)(end - s) >= n && memcmp(heads[i], s, n) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+static int looks_private(const unsigned char *s, Py_ssize_t n)
+{
+    const unsigned char *end = s + n;
+    if (n <= 12) { /* only an address or a password in a URL is so short */
+        for (; s < end; s++)
+            if (*s == '@' || (*s == '%' && end - s > 2 && s[1] == '4' && s[2] == '0'))
+                return 1;
+        return 0;
+    }
+    while (s < end) {
+        if (kinds[*s] & WORD) {
+            if (begins_private(s, end))
+                return 1;
+            do
+                s++;
+            while (s < end && kinds[*s] & WORD);
+        } else {
+            if (*s == '@' || (*s == '%' && end - s > 2 && s[1] == '4' && s[2] == '0'))
+                return 1;
+            s++;
+        }
+    }
+    return 0;
 }
 
 /* What the writer of a lane has to know; lane.Lane adds the rest in Python. */
@@ -150,13 +265,13 @@ static const char *utf8(PyObject *text, Py_ssize_t *n)
     return bytes;
 }
 
-static void put_json_text(Out *out, PyObject *text)
+static void put_json_text(Out *out, PyObject *text, int is_value)
 {
     static const char hex[] = "0123456789abcdef";
     Py_ssize_t n;
     const unsigned char *s = (const unsigned char *)utf8(text, &n);
     /* Six bytes for one is the worst that escaping does. */
-    if (s == NULL || out->p == NULL || (out->end - out->p - 2) / 6 < n) {
+    if (s == NULL || out->p == NULL || (out->end - out->p - 2) / 6 < n || (is_value && looks_private(s, n))) {
         out->p = NULL;
         return;
     }
@@ -196,6 +311,10 @@ static void put_integer(Out *out, long long value)
         *--p = (char)('0' + rest % 10);
         rest /= 10;
     } while (rest);
+    if (digits + sizeof digits - p > 12 && looks_private((unsigned char *)p, digits + sizeof digits - p)) { /* a card, as a number */
+        out->p = NULL;
+        return;
+    }
     if (value < 0)
         *--p = '-';
     put(out, p, digits + sizeof digits - p);
@@ -205,7 +324,7 @@ static void put_json_value(Out *out, PyObject *value)
 {
     PyTypeObject *type = Py_TYPE(value);
     if (type == &PyUnicode_Type) {
-        put_json_text(out, value);
+        put_json_text(out, value, 1);
     } else if (type == &PyBool_Type) {
         value == Py_True ? put(out, "true", 4) : put(out, "false", 5);
     } else if (type == &PyLong_Type) {
@@ -252,7 +371,7 @@ static void put_metadata(Out *out, PyObject *metadata, PyObject *accepted)
         }
         put(out, &before, 1);
         before = ',';
-        put_json_text(out, key);
+        put_json_text(out, key, 0); /* which was found harmless when it was accepted */
         put(out, ":", 1);
         put_json_value(out, value);
     }
@@ -269,7 +388,7 @@ static Py_ssize_t put_optional(Out *out, PyObject *text, Py_ssize_t longest)
     if (PyUnicode_CheckExact(text) && PyUnicode_GET_LENGTH(text) > 0 && PyUnicode_GET_LENGTH(text) <= longest &&
         !Py_UNICODE_ISSPACE(PyUnicode_READ_CHAR(text, 0))) /* an id of blanks is refused */
         bytes = utf8(text, &n);
-    if (bytes == NULL) {
+    if (bytes == NULL || looks_private((const unsigned char *)bytes, n)) {
         out->p = NULL;
         return 0;
     }
@@ -668,10 +787,19 @@ static PyObject *core_check(PyObject *module, PyObject *args)
     return result;
 }
 
+/* looks_private(text) -> bool */
+static PyObject *core_looks_private(PyObject *module, PyObject *text)
+{
+    Py_ssize_t n;
+    const char *bytes = PyUnicode_AsUTF8AndSize(text, &n);
+    return bytes == NULL ? NULL : PyBool_FromLong(looks_private((const unsigned char *)bytes, n));
+}
+
 static PyMethodDef methods[] = {
     {"fast", core_fast, METH_VARARGS, NULL},
     {"set_up", core_set_up, METH_VARARGS, NULL},
     {"check", core_check, METH_VARARGS, NULL},
+    {"looks_private", core_looks_private, METH_O, NULL},
     {NULL},
 };
 
@@ -682,6 +810,7 @@ static struct PyModuleDef module_def = {
 PyMODINIT_FUNC PyInit__core(void)
 {
     make_crc_table();
+    make_kinds();
     PyObject *module = PyModule_Create(&module_def);
     if (module == NULL)
         return NULL;

@@ -37,6 +37,8 @@ from tallymark.model import SeriesKey, check_series
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tallymark.privacy import PiiPolicy
+
 LANE_ENTRIES: Final = 65_536
 """Entries of a lane, unless the bound of the journal asks for smaller ones."""
 
@@ -80,6 +82,7 @@ class Journal:
             :class:`~tallymark.errors.BufferFull`, or the call waits up to ``wait_seconds`` and then drops.
         sync_each: make every record safe against a power cut before ``append`` returns.
         wake: called when a lane was opened or completed; must be callable from a signal handler.
+        pii: what becomes of names that look like a secret or a person; by default they are masked.
     """
 
     def __init__(
@@ -92,8 +95,10 @@ class Journal:
         wait_seconds: float = 1.0,
         sync_each: bool = False,
         wake: Callable[[], None] = lambda: None,
+        pii: "PiiPolicy | None" = None,
     ) -> None:
         from tallymark.metadata import accepted_keys
+        from tallymark.privacy import MASK
 
         self.folder = folder
         self._clock = clock
@@ -101,6 +106,7 @@ class Journal:
         self._wait_seconds = wait_seconds
         self._sync_each = sync_each
         self._wake = wake
+        self._pii = pii or MASK
         self._entries = max(64, min(LANE_ENTRIES, max_records // 8))
         self._max_lanes = max(2, -(-max_records // self._entries))
         self.closed = False
@@ -165,9 +171,13 @@ class Journal:
                 lane = held[0]
                 number = lane.series.get(key)
                 if number is None:
-                    series = check_series(key)
-                    with self._changing():
-                        number = lane.define(key, series)
+                    series = check_series(key, self._pii)
+                    number = lane.series.get(series)
+                    if number is not None:  # by another spelling, or behind a mask
+                        lane.series[key] = number
+                    else:
+                        with self._changing():
+                            number = lane.define(key, series)
                 if number is not None:
                     at = lane.append(RECORD, number, timestamp, value, outcome, text, metadata, error, trace, session)
                     if at:

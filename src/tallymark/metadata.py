@@ -6,54 +6,69 @@ else takes the careful way, which also words the error.
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from tallymark.model import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, MAX_METADATA_KEYS, clean_text
-from tallymark.privacy import forbidden_word
+from tallymark.privacy import MASK, MASKS, SHORT, PiiPolicy, forbidden_word, looks_private, mask_text
 
 _encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-_many_digits = re.compile(rb"[0-9]{19}").search  # 2**63 has 19
+_FEW_DIGITS = 10**SHORT
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
-#: Keys that passed. Bounded, because an application may put anything into a key.
+#: Keys that passed, whatever the policy. Bounded, because an application may put anything into a key.
 accepted_keys: set[str] = set()
 _MAX_ACCEPTED = 10_000
 
 
-def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
-    """The JSON text of metadata, in UTF-8.
+def encode_metadata(metadata: Mapping[str, Any], pii: PiiPolicy = MASK) -> bytes:
+    """The JSON text of metadata, in UTF-8, with keys and values as the policy has them.
 
     Raises:
-        ValueError: it is not a JSON object, too deep, too large, or has a key that may not be stored. The message
-            names the key and the rule, never the value.
+        ValueError: it is not a JSON object, too deep, too large, or has a key or a value that may not be stored. The
+            message names the key and the rule, never the value.
     """
     if (
         type(metadata) is dict
         and accepted_keys.issuperset(metadata)
         and _SCALARS.issuperset(map(type, metadata.values()))
         and len(metadata) <= MAX_METADATA_KEYS
+        and not _needs_care(metadata)
     ):
         try:
             text = _encode(metadata)
         except ValueError:  # NaN, lone surrogates
             pass
         else:
-            # Integers are written whatever their size.
-            if len(text) <= MAX_METADATA_BYTES and not _many_digits(text):
+            if len(text) <= MAX_METADATA_BYTES:
                 return text
-    return _encode_carefully(metadata)
+    return _encode_carefully(metadata, pii)
+
+
+def _needs_care(metadata: dict[str, Any]) -> bool:
+    """Whether a value may be private, or an integer beyond 64 bits."""
+    for value in metadata.values():
+        if type(value) is str:
+            # The usual value without a call.
+            if (len(value) > SHORT or "@" in value or "%40" in value) and looks_private(value):
+                return True
+        elif (
+            type(value) is int
+            and not -_FEW_DIGITS < value < _FEW_DIGITS
+            and (not -(2**63) <= value < 2**64 or looks_private(str(value)))
+        ):
+            return True
+    return False
 
 
 def _encode(metadata: object) -> bytes:
     return _encode_text(metadata).encode()
 
 
-def _encode_carefully(metadata: object) -> bytes:
+def _encode_carefully(metadata: object, pii: PiiPolicy) -> bytes:
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}")
-    text = _encode(_Walk().visit(metadata, "metadata", 1))
+    text = _encode(_Walk(pii).visit(metadata, "metadata", 1))
     if len(text) > MAX_METADATA_BYTES:
         raise ValueError(f"metadata is {len(text)} bytes of JSON; at most {MAX_METADATA_BYTES} are allowed")
     return text
@@ -62,7 +77,8 @@ def _encode_carefully(metadata: object) -> bytes:
 class _Walk:
     """One visit of a whole metadata object: a copy that JSON can hold, or ValueError."""
 
-    def __init__(self) -> None:
+    def __init__(self, pii: PiiPolicy) -> None:
+        self.pii = pii
         self.keys = 0
         self.values = 0
 
@@ -76,7 +92,7 @@ class _Walk:
         if isinstance(value, str):
             if len(value) > MAX_METADATA_BYTES:
                 raise ValueError(f"{path} is too long; at most {MAX_METADATA_BYTES} bytes of JSON are allowed")
-            return clean_text(str.__str__(value))
+            return self.pii.clean(path, clean_text(str.__str__(value)))
         if isinstance(value, float):
             if not math.isfinite(value):
                 raise ValueError(f"{path} must be a finite number: JSON has no NaN and no infinity")
@@ -84,14 +100,19 @@ class _Walk:
         if isinstance(value, int):
             if not -(2**63) <= value < 2**64:
                 raise ValueError(f"{path} must fit in 64 bits")
-            return int(value)
+            digits = int.__repr__(value)
+            kept = self.pii.clean(path, digits)
+            return int(value) if kept == digits else kept
         if depth > MAX_METADATA_DEPTH:
             raise ValueError(f"{path} is nested too deep; at most {MAX_METADATA_DEPTH} levels are allowed")
         if isinstance(value, dict):
-            copy = {}
+            copy: dict[str, object] = {}
             for key, item in value.items():
                 clean = self.key(key, path)
-                copy[clean] = self.visit(item, f"{path}.{clean[:80]}", depth + 1)
+                # Two addresses are one mask, and still two values.
+                while clean in copy and MASKS.search(clean):
+                    clean += "+"
+                copy[clean] = self.visit(item, f"{path}.{mask_text(clean)[:80]}", depth + 1)
             return copy
         if isinstance(value, list | tuple):
             return [self.visit(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
@@ -110,11 +131,14 @@ class _Walk:
         key = clean_text(str.__str__(key))
         if key in accepted_keys:
             return key
-        word = forbidden_word(key)
+        word = forbidden_word(MASKS.sub("", key))  # [email] alone names nobody any more
         if word is not None:
             raise ValueError(
-                f"{path} has the forbidden key {key[:80]!r}: {word!r} may name a person or a secret and is never stored"
+                f"{path} has the forbidden key {mask_text(key)[:80]!r}: "
+                f"{word!r} may name a person or a secret and is never stored"
             )
+        if looks_private(key):
+            return self.pii.clean(f"{path} has a key that", key)
         if len(accepted_keys) < _MAX_ACCEPTED and len(key) <= 200:
             accepted_keys.add(key)
         return key

@@ -1,6 +1,10 @@
 """What a valid record looks like: the limits are here and nowhere else. What one is: :mod:`tallymark.record`."""
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tallymark.privacy import PiiPolicy
 
 MAX_NAME_LENGTH = 200
 """Longest service, metric type, metric name or unit, in characters."""
@@ -10,6 +14,9 @@ MAX_DESCRIPTION_LENGTH = 1_000
 
 MAX_ERROR_LENGTH = 1_000
 """Error texts are cut to this many characters."""
+
+_ERROR_WINDOW = 8 * MAX_ERROR_LENGTH
+_ERROR_MARGIN = 512
 
 MAX_ID_LENGTH = 128
 """Longest trace or session id, in characters."""
@@ -38,29 +45,43 @@ RESERVED_TYPE = "tallymark"
 """The metric_type of the rows that a store keeps about itself."""
 
 
-def check_series(key: SeriesKey) -> SeriesKey:
-    """The key with its texts as they can be stored, or ValueError naming the field and the rule."""
+def check_series(key: SeriesKey, pii: "PiiPolicy") -> SeriesKey:
+    """The key with its texts as they may be stored, or ValueError naming the field and the rule."""
     service, metric_type, name, unit, description = key
     if metric_type == RESERVED_TYPE:
         raise ValueError(f"metric_type {RESERVED_TYPE!r} is reserved for the store's own records")
     return (
-        check_text("service", service),
-        check_text("metric_type (operation_type)", metric_type),
-        check_text("name (operation_name)", name),
-        check_text("unit", unit),
-        None if description is None else check_text("description", description, MAX_DESCRIPTION_LENGTH),
+        check_text("service", service, pii=pii),
+        check_text("metric_type (operation_type)", metric_type, pii=pii),
+        check_text("name (operation_name)", name, pii=pii),
+        check_text("unit", unit, pii=pii),
+        None if description is None else check_text("description", description, MAX_DESCRIPTION_LENGTH, pii),
     )
 
 
-def check_text(field: str, value: object, longest: int = MAX_NAME_LENGTH) -> str:
-    """The value as text that can be stored, or ValueError naming the field and the rule."""
+def check_text(field: str, value: object, longest: int = MAX_NAME_LENGTH, pii: "PiiPolicy | None" = None) -> str:
+    """The value as text that can be stored, and may be by ``pii``, or ValueError naming the field and the rule."""
     if not isinstance(value, str):
         raise ValueError(f"{field} must be text, not {type(value).__name__}")
     if not value or value.isspace():
         raise ValueError(f"{field} must not be empty")
     if len(value) > longest:
         raise ValueError(f"{field} has {len(value)} characters; at most {longest} are allowed")
-    return clean_text(str.__str__(value))
+    text = clean_text(str.__str__(value))
+    return text if pii is None else pii.clean(field, text)[:longest]  # a mask may be longer than what it hides
+
+
+def check_error(value: object, pii: "PiiPolicy") -> str:
+    """The beginning of an error text, as it may be stored, or ValueError naming the field and the rule."""
+    if not isinstance(value, str):
+        raise ValueError(f"error (error_message) must be text, not {type(value).__name__}")
+    text = str.__str__(value)
+    # Cut after what has to be masked was, so that half of it does not stay; and before, because a text may be very
+    # long. What that first cut went through may stand at the end of the window, and masks have made it shorter.
+    window = pii.clean("error (error_message)", clean_text(text[:_ERROR_WINDOW]))
+    if len(text) > _ERROR_WINDOW:
+        window = window[:-_ERROR_MARGIN]
+    return window[:MAX_ERROR_LENGTH]
 
 
 def check_number(field: str, value: object) -> float:

@@ -17,15 +17,14 @@ from tallymark.errors import ConfigError
 from tallymark.journal import Journal, OnFull
 from tallymark.lane import ENTRIES_AT, ENTRY_SIZE, OUTCOMES, Lane
 from tallymark.model import (
-    MAX_ERROR_LENGTH,
     MAX_ID_LENGTH,
     MAX_TIMESTAMP,
     MIN_TIMESTAMP,
     check_duration,
+    check_error,
     check_number,
     check_series,
     check_text,
-    clean_text,
 )
 from tallymark.sealer import Sealer, Waiting
 from tallymark.timing import Timing
@@ -34,6 +33,8 @@ from tallymark.trace import current_trace_id
 if TYPE_CHECKING:
     import uuid
     from datetime import datetime
+
+    from tallymark.privacy import PiiPolicy
 
 SYNC_SECONDS: Final = 1.0
 """How often the journal is brought to the disk: what a power cut can cost."""
@@ -105,7 +106,16 @@ class Metrics:
             and then drop.
         durability: ``"process"``: a record that the call returned from survives the process; ``"power"``: also a power
             cut, at the price of a disk write for each record.
+        pii: what becomes of texts that look like a secret or a person (docs/privacy.md), wherever a record holds them:
+            ``"mask"`` them, ``"reject"`` the record, or ``"allow"`` them; or one of these for each rule.
+        enabled: whether anything is done at all. Switched off, every method returns what it otherwise would, checks
+            nothing and makes no file, folder or thread. By default the environment says: ``TALLYMARK_ENABLED``, else
+            ``ENABLE_METRICS``, is ``false``, ``0``, ``no`` or ``off``.
         clock: where time comes from.
+
+    Attributes:
+        pii: the policy.
+        enabled: whether it was switched on.
 
     Raises:
         ConfigError: a setting is not usable.
@@ -121,6 +131,8 @@ class Metrics:
         max_queue_size: int = 1_000_000,
         on_full: OnFull = "drop",
         durability: Literal["process", "power"] = "process",
+        pii: "PiiPolicy | str | Mapping[str, str]" = "mask",
+        enabled: bool | None = None,
         clock: Clock | None = None,
     ) -> None:
         for field, value, least in (
@@ -134,6 +146,9 @@ class Metrics:
             raise ConfigError("on_full must be 'drop', 'raise' or 'wait'")
         if durability not in ("process", "power"):
             raise ConfigError("durability must be 'process' or 'power'")
+        if enabled is not None and not isinstance(enabled, bool):
+            raise ConfigError("enabled must be True, False or None")
+        self.enabled = _enabled_by_environment() if enabled is None else enabled
         # Not with the module: an application that imports it may never record. Not later: a child that is forked while
         # another thread is in the middle of an import cannot import the same.
         import datetime  # noqa: F401
@@ -142,11 +157,19 @@ class Metrics:
 
         import tallymark.child  # noqa: F401
         from tallymark.metadata import encode_metadata
+        from tallymark.privacy import ALLOW, PiiPolicy
 
         self._encode_metadata = encode_metadata
+        self._allow = ALLOW
+        self.pii = PiiPolicy.of(pii)
         self.store = os.fspath(store)
-        self.service = check_text("service", service if service is not None else _program_name())
+        self.service = check_text("service", service if service is not None else _program_name(), pii=self.pii)
         self._clock: Clock = clock or SystemClock()
+        if not self.enabled:
+            from tallymark.disabled import METHODS
+
+            vars(self).update(METHODS)
+            return
         self._sealer = Sealer(self.store, flush_interval_seconds, int(max_batch_size))
         self._max_queue_size = int(max_queue_size)
         self._on_full: OnFull = on_full
@@ -165,6 +188,7 @@ class Metrics:
             on_full=self._on_full,
             sync_each=self._sync_each,
             wake=self._wake,
+            pii=self.pii,
         )
         self._pool = self._journal.pool
         # The compiled core reads the machine's own clock, and does not wait for the disk.
@@ -349,12 +373,13 @@ class Metrics:
         of a function, a coroutine function, or a generator of either kind.
 
         Raises:
-            ValueError: an argument is not valid.
+            ValueError: an argument is not valid. (What a rule of ``pii`` rejects is dropped, and counted, at the end: a
+                text must not keep the block from running.)
         """
         check_text("name", name)
         check_text("operation_type", operation_type)
         if metadata is not None:
-            self._encode_metadata(metadata)
+            self._encode_metadata(metadata, self._allow)
         return Timing(self, operation_type, name, metadata)
 
     def get_stats(self) -> MetricsStats:
@@ -398,18 +423,21 @@ class Metrics:
         if success is not None and success is not True and success is not False:
             raise ValueError(f"success must be True, False or None, not {type(success).__name__}")
         texts = [
-            b"{}" if metadata is None else self._encode_metadata(metadata),
-            _error_text(error),
-            _id_text("trace_id", current_trace_id.get() if trace_id is None else trace_id),
-            _id_text("session_id", session_id),
+            b"{}" if metadata is None else self._encode_metadata(metadata, self.pii),
+            b"" if error is None else check_error(error, self.pii).encode(),
+            self._id_text("trace_id", current_trace_id.get() if trace_id is None else trace_id),
+            self._id_text("session_id", session_id),
         ]
         lengths = (len(texts[0]), len(texts[1]), len(texts[2]), len(texts[3]))
         key = (self.service if service is None else service, metric_type, name, unit, description)
         try:
             return self._journal.append(key, value, OUTCOMES.index(success), b"".join(texts), *lengths, timestamp)
         except TypeError:
-            check_series(key)  # an unhashable name is worded here
+            check_series(key, self.pii)  # an unhashable name is worded here
             raise
+
+    def _id_text(self, field: str, value: object) -> bytes:
+        return b"" if value is None else check_text(field, value, MAX_ID_LENGTH, self.pii).encode()
 
     def monotonic_ns(self) -> int:
         """The clock that durations are measured with."""
@@ -418,7 +446,9 @@ class Metrics:
     def drop_invalid(self, name: str, reason: Exception) -> None:
         """Count a record that turned out to be invalid where an exception would hurt the application."""
         self._journal.drop("invalid")
-        log.warning("%r was not recorded: %s", name, reason)
+        from tallymark.privacy import mask_text
+
+        log.warning("%r was not recorded: %s", mask_text(name), reason)
 
     # The thread that brings the journal to the disk and looks for work for the sealer
 
@@ -463,17 +493,9 @@ class Metrics:
         done.release()
 
 
-def _error_text(error: object) -> bytes:
-    if error is None:
-        return b""
-    if not isinstance(error, str):
-        raise ValueError(f"error (error_message) must be text, not {type(error).__name__}")
-    # Cut twice: before, because it may be very long; after, because two surrogates may become one character.
-    return clean_text(str.__str__(error)[: 2 * MAX_ERROR_LENGTH])[:MAX_ERROR_LENGTH].encode()
-
-
-def _id_text(field: str, value: object) -> bytes:
-    return b"" if value is None else check_text(field, value, MAX_ID_LENGTH).encode()
+def _enabled_by_environment() -> bool:
+    said = os.environ.get("TALLYMARK_ENABLED") or os.environ.get("ENABLE_METRICS") or ""
+    return said.strip().lower() not in ("false", "0", "no", "off")
 
 
 def _program_name() -> str:

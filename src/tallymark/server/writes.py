@@ -14,14 +14,14 @@ from fastapi.routing import APIRoute
 from tallymark.errors import BufferFull
 from tallymark.metadata import encode_metadata
 from tallymark.model import (
-    MAX_ERROR_LENGTH,
     MAX_ID_LENGTH,
     MAX_TIMESTAMP,
     MIN_TIMESTAMP,
+    check_error,
     check_series,
     check_text,
-    clean_text,
 )
+from tallymark.privacy import PiiPolicy
 from tallymark.record import COLUMNS, Record
 from tallymark.recorder import Metrics
 from tallymark.server.context import InContext
@@ -111,7 +111,7 @@ def _store(metrics: Metrics, bodies: Sequence[MetricIn], place: str) -> list[Rec
     errors: list[tuple[str, str]] = []
     for number, body in enumerate(bodies):
         try:
-            records.append(_record(body, metrics.service))
+            records.append(_record(body, metrics.service, metrics.pii))
         except ValueError as error:
             rule = str(error)
             errors.append((f"{place.format(number)}.{rule.split(' ', 1)[0]}", rule))
@@ -120,7 +120,7 @@ def _store(metrics: Metrics, bodies: Sequence[MetricIn], place: str) -> list[Rec
     return ingest(metrics, records)
 
 
-def _record(body: MetricIn, service: str) -> Record:
+def _record(body: MetricIn, service: str, pii: PiiPolicy) -> Record:
     """What will be stored, but for the id. ValueError names the field and the rule.
 
     The recorder has the same rules, but for one record; of a batch nothing may be stored when one is wrong.
@@ -132,7 +132,8 @@ def _record(body: MetricIn, service: str) -> Record:
             body.name,
             body.unit,
             body.description,
-        )
+        ),
+        pii,
     )
     timestamp = time.time_ns() if body.timestamp is None else parse_timestamp(body.timestamp)
     if not MIN_TIMESTAMP <= timestamp < MAX_TIMESTAMP:
@@ -146,16 +147,16 @@ def _record(body: MetricIn, service: str) -> Record:
         value=body.value,
         unit=series[3],
         success=body.success,
-        error=clean_text(body.error)[:MAX_ERROR_LENGTH] if body.error else None,
-        trace_id=_identifier("trace_id", body.trace_id),
-        session_id=_identifier("session_id", body.session_id),
-        metadata=_decode(encode_metadata(body.metadata)),
+        error=check_error(body.error, pii) if body.error else None,
+        trace_id=_identifier("trace_id", body.trace_id, pii),
+        session_id=_identifier("session_id", body.session_id, pii),
+        metadata=_decode(encode_metadata(body.metadata, pii)),
         description=series[4],
     )
 
 
-def _identifier(field: str, value: str | None) -> str | None:
-    return None if value is None else check_text(field, value, MAX_ID_LENGTH)
+def _identifier(field: str, value: str | None, pii: PiiPolicy) -> str | None:
+    return None if value is None else check_text(field, value, MAX_ID_LENGTH, pii)
 
 
 def ingest(metrics: Metrics, records: Sequence[Record]) -> list[Record]:
@@ -164,6 +165,8 @@ def ingest(metrics: Metrics, records: Sequence[Record]) -> list[Record]:
     Raises:
         ProblemError: the journal is full, or its owner has stopped the recorder.
     """
+    if not metrics.enabled:
+        raise ProblemError(503, "Recording is switched off on this server.", kind="disabled")
     # The trace of this request is the server's own, not that of what is reported.
     current_trace_id.set(None)
     stored: list[Record] = []
