@@ -13,6 +13,8 @@ from tallymark import Metrics
 from tallymark.config import settings
 from tallymark.default import default_metrics, set_default
 from tallymark.errors import ConfigError
+from tallymark.lane import JOURNALS
+from tallymark.shipper import shipping_lock
 
 
 @pytest.fixture
@@ -31,7 +33,12 @@ def process(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def run(folder: Path, code: str) -> str:
     """What another process prints that records to the folder."""
-    return output(python("-c", code, env=os.environ | {"TALLYMARK_STORE": str(folder), "TALLYMARK_SERVICE": "shop"}))
+    journals = folder / JOURNALS
+    journals.mkdir(parents=True)
+    with shipping_lock(journals):  # it leaves its journal to others, which takes no time
+        return output(
+            python("-c", code, env=os.environ | {"TALLYMARK_STORE": str(folder), "TALLYMARK_SERVICE": "shop"})
+        )
 
 
 @pytest.mark.usefixtures("process")
