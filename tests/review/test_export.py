@@ -76,7 +76,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(
         with pytest.raises(OSError, match="No space"):
             write_json({"another": "report"}, path)
     assert path.read_bytes() == before
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["metrics", "report.json"]
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["report.json"]
     service.create_session(1, 2)
     assert service.export_json(path).read_bytes() != before
 

@@ -191,6 +191,18 @@ def test_a_recorder_that_does_not_run_does_not_hurt_the_block(folder: Path) -> N
         pass
 
 
+def test_switched_off_nothing_is_made(folder: Path) -> None:
+    with Metrics(folder, enabled=False) as metrics:
+        service = MetricsService(metrics)
+        with service.timer(service.create_session(1, 2), 1, 2, "work") as timing:
+            assert current_session_id.get()
+            timing.metadata["tokens"] = 1
+        service.record_correction("s", 1, 2, "rejection", "one", "two", 5)
+        with pytest.raises(ValueError, match="the id of the user"):
+            service.create_session(1.5)  # type: ignore[arg-type]
+    assert not folder.exists()
+
+
 def test_a_full_journal_hurts_only_who_asked_for_it(folder: Path) -> None:
     with recording(folder, max_queue_size=1, on_full="raise") as metrics:
         service = MetricsService(metrics)

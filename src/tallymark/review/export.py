@@ -99,7 +99,7 @@ def _cell(value: object) -> object:
 
 def _replace(path: Path, text: str) -> Path:
     """Put a text in the place of a file, durably."""
-    draft = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}")
+    draft = path.with_name(f".tallymark-{os.urandom(8).hex()}")
     try:
         with draft.open("x", encoding="utf-8", newline="") as file:
             file.write(text)

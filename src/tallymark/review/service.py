@@ -68,6 +68,8 @@ class MetricsService:
         self.correction_rate_percent = (
             CORRECTION_RATE_PERCENT if correction_rate_percent is None else correction_rate_percent
         )
+        if not metrics.enabled and pseudonym_key is None:
+            pseudonym_key = os.urandom(32)  # nothing is stored, so no key is made either
         self.pseudonyms = Pseudonyms(metrics.store, key=pseudonym_key, raw_ids=bool(raw_ids))
 
     # Recording
