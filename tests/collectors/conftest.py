@@ -13,6 +13,9 @@ import tallymark
 from tallymark import Metrics
 from tallymark.record import Record
 
+PATIENT = 30.0
+"""A time-out (s) for servers that do answer, on a machine that is busy with other things."""
+
 Recorded = Callable[[str], list[Record]]
 
 

@@ -20,7 +20,7 @@ from tallymark.collectors.postgres import UNITS, PostgresCollector
 from tallymark.collectors.target import Reading
 from tallymark.errors import ConfigError
 
-from .conftest import Recorded
+from .conftest import PATIENT, Recorded
 
 PASSWORD = "s3cr3t-and-never-shown"
 
@@ -35,7 +35,7 @@ def admin(postgres_url: str) -> Iterator["psycopg.Connection[Any]"]:
 
 def read(url: str, **settings: Any) -> Reading:
     """What a collector of its own says."""
-    collector = PostgresCollector(None, url, **settings)
+    collector = PostgresCollector(None, url, **{"timeout_seconds": PATIENT, **settings})
     try:
         return collector.status()
     finally:
@@ -188,7 +188,7 @@ def test_a_role_with_nothing_sees_what_everybody_may(postgres_url: str, admin: "
 
 
 def test_a_sample_is_recorded(shop: Metrics, recorded: Recorded, postgres_url: str) -> None:
-    collector = PostgresCollector(shop, postgres_url)
+    collector = PostgresCollector(shop, postgres_url, timeout_seconds=PATIENT)
     reading = collector.collect_once()
     collector.stop()
     records = recorded("postgres")
@@ -215,7 +215,7 @@ def test_the_lag_of_a_replica(shop: Metrics, recorded: Recorded) -> None:
 
             eventually(lambda: behind(standby) > 0.2)
             eventually(lambda: behind(primary) > 0.2)
-            collector = PostgresCollector(shop, primary)
+            collector = PostgresCollector(shop, primary, timeout_seconds=PATIENT)
             (replica,) = collector.collect_once()["replicas"]
             collector.stop()
             replay.execute("SELECT pg_wal_replay_resume()")
@@ -262,7 +262,7 @@ def test_names_in_the_way_are_not_used(postgres_url: str, admin: "psycopg.Connec
 
 def test_nothing_outlives_a_transaction(postgres_url: str, admin: "psycopg.Connection[Any]") -> None:
     """What a pooler needs that hands out another connection each time."""
-    collector = PostgresCollector(None, postgres_url)
+    collector = PostgresCollector(None, postgres_url, timeout_seconds=PATIENT)
     for _ in range(10):
         collector.ask(0.0).result(30)
     connection = collector._connection
@@ -292,13 +292,13 @@ def test_a_server_that_crashes_comes_back_and_ends(shop: Metrics, recorded: Reco
             connection.close()
         count = len(states())
         eventually(lambda: len(states()) > count + 3 and states()[-1:] == [1.0])
-    collector = PostgresCollector(None, url)
+    collector = PostgresCollector(None, url, timeout_seconds=PATIENT)
     assert collector.status()["reason"] == "connection refused"
     collector.stop()
 
 
 def test_a_session_that_was_ended_is_made_again_at_once(postgres_url: str, admin: "psycopg.Connection[Any]") -> None:
-    collector = PostgresCollector(None, postgres_url)
+    collector = PostgresCollector(None, postgres_url, timeout_seconds=PATIENT)
     assert collector.status()["connected"]
     ended = admin.execute(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'tallymark'"
@@ -344,7 +344,7 @@ def test_stop_closes_the_connection(postgres_url: str, admin: "psycopg.Connectio
         assert row is not None
         return int(row[0])
 
-    with PostgresCollector(None, postgres_url) as collector:
+    with PostgresCollector(None, postgres_url, timeout_seconds=PATIENT) as collector:
         eventually(lambda: collector.status()["connected"] is True)
         for _ in range(3):
             collector.ask(0.0).result(30)
@@ -353,7 +353,7 @@ def test_stop_closes_the_connection(postgres_url: str, admin: "psycopg.Connectio
 
 
 def test_one_that_is_forgotten_closes_its_connection(postgres_url: str, admin: "psycopg.Connection[Any]") -> None:
-    collector = PostgresCollector(None, postgres_url)
+    collector = PostgresCollector(None, postgres_url, timeout_seconds=PATIENT)
     assert collector.status()["connected"] is True
     del collector
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tallymark'"
@@ -372,7 +372,7 @@ def test_what_is_wrong_is_named(
 ) -> None:
     caplog.set_level("DEBUG")
     with role(admin, postgres_url, "watcher"):
-        collector = PostgresCollector(None, postgres_url.replace(*wrong))
+        collector = PostgresCollector(None, postgres_url.replace(*wrong), timeout_seconds=PATIENT)
         reading = collector.status()
     collector.stop()
     assert reading["connected"] is False
@@ -419,7 +419,7 @@ def test_numbers_that_are_none(number: float) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_asks_over_a_connection_of_its_own(postgres_url: str) -> None:
-    collector = PostgresCollector(None, postgres_url)
+    collector = PostgresCollector(None, postgres_url, timeout_seconds=PATIENT)
     assert collector.status()["connected"]
     session = collector._connection.info.backend_pid
     with collector._lock:  # as if the fork had come while a thread was asking

@@ -23,7 +23,7 @@ from tallymark import Metrics
 from tallymark.collectors.redis import UNITS, RedisCollector, figures
 from tallymark.errors import ConfigError
 
-from .conftest import Recorded
+from .conftest import PATIENT, Recorded
 
 PASSWORD = "s3cr3t-and-never-shown"
 
@@ -50,7 +50,7 @@ def test_the_values_are_those_of_the_server(redis_url: str, client: Client) -> N
         other.set("elsewhere", 1)
     for number in range(40):
         client.get(f"key-{number}")
-    collector = RedisCollector(None, redis_url)
+    collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     reading = collector.status()
     collector.stop()
     info = client.info()
@@ -69,7 +69,7 @@ def test_the_values_are_those_of_the_server(redis_url: str, client: Client) -> N
 
 
 def test_without_a_limit_the_memory_of_the_machine_is_it(redis_url: str, client: Client) -> None:
-    collector = RedisCollector(None, redis_url)
+    collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     reading = collector.status()
     collector.stop()
     assert reading["memory_unlimited"] is True
@@ -84,7 +84,7 @@ def test_evictions_are_counted(client: Client, redis_url: str) -> None:
     client.config_set("maxmemory", client.info()["used_memory"] + 2**20)
     for number in range(300):
         client.set(f"big-{number}", b"x" * 10_000)
-    collector = RedisCollector(None, redis_url)
+    collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     reading = collector.status()
     collector.stop()
     assert reading["evicted_keys"] == client.info()["evicted_keys"] > 0
@@ -92,7 +92,7 @@ def test_evictions_are_counted(client: Client, redis_url: str) -> None:
 
 
 def test_a_sample_is_recorded(shop: Metrics, recorded: Recorded, redis_url: str) -> None:
-    collector = RedisCollector(shop, redis_url)
+    collector = RedisCollector(shop, redis_url, timeout_seconds=PATIENT)
     reading = collector.collect_once()
     collector.stop()
     records = recorded("redis")
@@ -103,7 +103,7 @@ def test_a_sample_is_recorded(shop: Metrics, recorded: Recorded, redis_url: str)
 
 
 def test_status_records_nothing_and_needs_no_recorder(shop: Metrics, recorded: Recorded, redis_url: str) -> None:
-    collector = RedisCollector(shop, redis_url)
+    collector = RedisCollector(shop, redis_url, timeout_seconds=PATIENT)
     collector.status()
     collector.stop()
     assert recorded("redis") == []
@@ -115,7 +115,7 @@ def test_status_records_nothing_and_needs_no_recorder(shop: Metrics, recorded: R
 def test_only_whether_it_is_there_is_recorded_of_a_server_that_is_away(
     shop: Metrics, recorded: Recorded, unreachable_port: int
 ) -> None:
-    collector = RedisCollector(shop, f"redis://127.0.0.1:{unreachable_port}/2")
+    collector = RedisCollector(shop, f"redis://127.0.0.1:{unreachable_port}/2", timeout_seconds=PATIENT)
     reading = collector.collect_once()
     assert reading["connected"] is False
     assert reading["reason"] == "connection refused"
@@ -231,7 +231,7 @@ def test_a_hundred_who_look_at_once_are_one_question(redis_url: str, client: Cli
         return int(client.info("commandstats")["cmdstat_info"]["calls"])
 
     client.info()
-    collector = RedisCollector(None, redis_url)
+    collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     before = asked()
     with ThreadPoolExecutor(20) as threads:
         readings = list(threads.map(lambda _: collector.status(), range(100)))
@@ -246,7 +246,7 @@ def test_a_hundred_who_look_at_once_are_one_question(redis_url: str, client: Cli
 def test_stop_closes_the_connection_and_a_new_question_opens_one(redis_url: str, client: Client) -> None:
     client.ping()
     alone = client.info()["connected_clients"]
-    collector = RedisCollector(None, redis_url)
+    collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     collector.status()
     assert client.info()["connected_clients"] == alone + 1
     collector.stop()
@@ -262,7 +262,7 @@ def test_a_wrong_password_is_named_and_not_shown(shop: Metrics, recorded: Record
         bare = place(url)
         seen = []
         for user, connected in ((f":{PASSWORD}@", True), (f":{PASSWORD}-not@", False), ("", False)):
-            collector = RedisCollector(shop, f"redis://{user}{bare}")
+            collector = RedisCollector(shop, f"redis://{user}{bare}", timeout_seconds=PATIENT)
             reading = collector.collect_once()
             assert reading["connected"] is connected
             assert reading["reason"] == (None if connected else "authentication failed")
@@ -274,7 +274,7 @@ def test_a_wrong_password_is_named_and_not_shown(shop: Metrics, recorded: Record
 
 def test_a_user_who_may_not_ask(redis_url: str, client: Client) -> None:
     client.execute_command("ACL", "SETUSER", "mute", "on", ">" + PASSWORD, "+@all", "-info")
-    collector = RedisCollector(None, redis_url.replace("//", f"//mute:{PASSWORD}@"))
+    collector = RedisCollector(None, redis_url.replace("//", f"//mute:{PASSWORD}@"), timeout_seconds=PATIENT)
     reading = collector.status()
     collector.stop()
     assert reading["connected"] is True
@@ -316,7 +316,7 @@ def test_the_target_is_named_without_user_and_password(url: str, target: str) ->
 
 
 def test_a_client_of_the_application_is_used_and_left_open(redis_url: str, client: Client) -> None:
-    collector = RedisCollector(None, client)
+    collector = RedisCollector(None, client, timeout_seconds=PATIENT)
     assert collector.target == place(redis_url)
     assert collector.status()["connected"] is True
     collector.stop()
@@ -346,7 +346,7 @@ def test_what_a_server_does_not_say_is_named() -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_asks_over_a_connection_of_its_own(redis_url: str, client: Client) -> None:
-    collector = RedisCollector(None, redis_url)
+    collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     assert collector.status()["connected"]
     with collector._lock:  # as if the fork had come while a thread was asking
         child = os.fork()

@@ -21,6 +21,8 @@ from tallymark.collectors.system import SystemCollector
 from tallymark.errors import ConfigError
 from tallymark.reader import Reader
 
+from .conftest import PATIENT
+
 API = {
     *("avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms"),
     *("request_count", "requests_per_second", "error_count", "error_rate"),
@@ -55,10 +57,10 @@ def test_everything_at_once(shop: Metrics, redis_url: str, postgres_url: str) ->
     shop.record_operation("api_request", "GET /", 12.5, metadata={"status_code": 200})
 
     async def collect() -> dict[str, Any]:
-        async with MetricsCollector(shop, redis_url, postgres_url) as collector:
+        async with MetricsCollector(shop, redis_url, postgres_url, timeout_seconds=PATIENT) as collector:
             return await collector.collect_all()
 
-    with MetricsCollector(shop, redis_url, postgres_url) as collector:
+    with MetricsCollector(shop, redis_url, postgres_url, timeout_seconds=PATIENT) as collector:
         summaries = [collector.collect(), asyncio.run(collect())]
     for summary in summaries:
         check(summary)
@@ -178,7 +180,7 @@ def test_servers_that_hang_cost_one_time_out_for_all(shop: Metrics, silent_port:
 def test_a_client_of_the_applications_event_loop(shop: Metrics, redis_url: str, decode: bool) -> None:
     async def collect() -> dict[str, Any]:
         client = redis.asyncio.Redis.from_url(redis_url, decode_responses=decode)
-        async with MetricsCollector(shop, client) as collector:
+        async with MetricsCollector(shop, client, timeout_seconds=PATIENT) as collector:
             reading = await collector.collect_redis_metrics()
             with pytest.raises(ConfigError, match="collect_all"):
                 collector.collect()
@@ -190,7 +192,7 @@ def test_a_client_of_the_applications_event_loop(shop: Metrics, redis_url: str, 
     assert reading["connected"] is True
     assert reading["memory_used_mb"] > 0
     assert reading["target"] == redis_url.removeprefix("redis://")
-    with RedisCollector(None, redis_url) as collector:
+    with RedisCollector(None, redis_url, timeout_seconds=PATIENT) as collector:
         assert reading.keys() - {"targets"} == collector.status().keys()
 
 
@@ -212,7 +214,11 @@ def test_a_client_of_an_event_loop_whose_server_is_away_or_hangs(
 
 
 def test_what_was_given_stays_open(shop: Metrics, redis_url: str, postgres_url: str, reader: Reader) -> None:
-    with RedisCollector(None, redis_url) as ours, PostgresCollector(None, postgres_url) as theirs:
+    patience = {"timeout_seconds": PATIENT}
+    with (
+        RedisCollector(None, redis_url, **patience) as ours,
+        PostgresCollector(None, postgres_url, **patience) as theirs,
+    ):
         with MetricsCollector(reader, ours, theirs, system=SystemCollector(None)) as collector:
             assert collector.collect()["postgres"]["connected"] is True
         assert theirs._connection is not None
@@ -221,7 +227,7 @@ def test_what_was_given_stays_open(shop: Metrics, redis_url: str, postgres_url: 
 
 def test_every_part_alone(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     async def collect(metrics: Metrics) -> list[dict[str, Any]]:
-        async with MetricsCollector(metrics, redis_url, postgres_url) as collector:
+        async with MetricsCollector(metrics, redis_url, postgres_url, timeout_seconds=PATIENT) as collector:
             return [
                 await collector.collect_api_metrics(),
                 await collector.collect_redis_metrics(),

