@@ -193,6 +193,8 @@ class CeleryMetrics:
 
     def _after_run(self, sender: Any, task_id: str, state: str | None, retval: object, **_: object) -> None:
         ended = perf_counter_ns()
+        if sender.app is not self._app:
+            return
         request = sender.request
         run: _Run | None = request.__dict__.pop(_RUN, None)
         if run is None:
