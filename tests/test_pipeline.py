@@ -6,8 +6,11 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +20,8 @@ from typing import Any
 import pytest
 from recording import in_threads, live, output, python, recording, stored
 
-from tallymark import Metrics
+import tallymark
+from tallymark import BufferFull, Metrics
 from tallymark.pipeline import (
     MAX_STAGES,
     OTHERS,
@@ -27,7 +31,7 @@ from tallymark.pipeline import (
     ResourceMetrics,
     StageMetrics,
 )
-from tallymark.pipeline_runs import read_file
+from tallymark.pipeline_runs import list_runs, read_file
 from tallymark.testing import ManualClock
 
 HOSTILE = "\x1b]0;owned\x07\x7f\u202e\n名前 \ud83d"
@@ -262,6 +266,58 @@ class TestRecords:
         ]
 
 
+class TestPrivacy:
+    @pytest.mark.parametrize("is_recorded", [True, False])
+    def test_it_is_masked_in_whatever_is_kept(self, folder: Path, tmp_path: Path, is_recorded: bool) -> None:
+        with recording(folder) as metrics:
+            run = PipelineRun(metrics if is_recorded else None, "of ada@example.org", "ada@example.org")
+            run.record_stage("mail ada@example.org", 1.0)
+            with run.stage("mail ada@example.org"):
+                pass
+            run.record_cache("of ada@example.org", 1, 1)
+            run.finish()
+            assert (run.name, run.run_id) == ("of [email]", "[email]")
+            assert run.stages["mail [email]"].count == 2
+            assert list(run.caches) == ["of [email]"]
+            run.export_json(tmp_path / "m.json")
+            assert "example.org" not in (tmp_path / "m.json").read_text()
+            rows = live(folder)
+            assert {row["session_id"] for row in rows} == ({run.run_id} if is_recorded else set())
+            assert "example.org" not in str(rows)
+
+    def test_what_is_rejected_does_not_fail_the_job(self, folder: Path) -> None:
+        with recording(folder, pii="reject") as metrics:
+            with pytest.raises(ValueError, match="name"):
+                PipelineRun(metrics, "of ada@example.org")
+            run = PipelineRun(metrics, "export")
+            with pytest.raises(ValueError, match="name"):
+                run.record_stage("mail ada@example.org", 1.0)
+            with run.stage("mail ada@example.org"):
+                done = True
+            with pytest.raises(KeyError), run:
+                raise KeyError("ada@example.org")
+            assert done
+            assert run.stages == {}
+            assert metrics.get_stats().dropped == {"invalid": 2}
+
+    def test_a_recorder_that_is_switched_off(self, folder: Path, tmp_path: Path) -> None:
+        with Metrics(folder, enabled=False) as metrics, PipelineRun(metrics) as run:
+            with run.stage("fetch"):
+                pass
+            run.record_cache("c", 1, 1)
+        assert run.stages["fetch"].count == 1
+        assert not folder.exists()
+
+    def test_a_journal_that_is_full_does_not_hide_the_error_of_the_job(self, folder: Path) -> None:
+        with recording(folder, max_queue_size=1, on_full="raise") as metrics:
+            run = PipelineRun(metrics)
+            with pytest.raises(BufferFull):  # noqa: PT012
+                while True:
+                    run.record_stage("fetch", 1.0)
+            with pytest.raises(KeyError), run, run.stage("fetch"):
+                raise KeyError
+
+
 class TestThreads:
     def test_nothing_is_lost_and_every_look_is_consistent(self, run: PipelineRun, tmp_path: Path) -> None:
         """Every pass takes a quarter of a second, which floats add up exactly."""
@@ -338,7 +394,8 @@ class TestThreads:
     def test_a_forked_child_goes_on_by_itself(self, folder: Path) -> None:
         code = """
 import os, sys, threading
-from tallymark import Metrics
+import tallymark
+from tallymark import BufferFull, Metrics
 from tallymark.pipeline import PipelineRun
 with Metrics(sys.argv[1], service="job") as metrics:
     run = PipelineRun(metrics, "export", "forked")
@@ -495,6 +552,21 @@ class TestSummaries:
     def test_the_table_of_nothing(self, run: PipelineRun, capsys: pytest.CaptureFixture[str]) -> None:
         run.print_summary()
         assert capsys.readouterr().out.startswith("no stage ran\n")
+
+
+def test_the_page_about_pipelines(tmp_path: Path) -> None:
+    """docs/pipelines.md: its code runs as it is written there, and its commands exist."""
+    page = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    for block in blocks:
+        subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, check=True, timeout=120)
+    with tallymark.open(tmp_path / "metrics") as store:
+        assert {run.name for run in list_runs(store)} == {"export", "pipeline"}
+        names = {record.name for record in store.records(metric_type=("processing_time", "success_rate")).records}
+        assert names == {"download_time", "download_success_rate"}
+    for command in re.findall(r"^\$ tallymark (\w+ \w+)", page, re.MULTILINE):
+        assert "Usage" in output(python("-m", "tallymark", *command.split(), "--help"), 120)
 
 
 class TestTheCollectorOfTheProcess:

@@ -37,6 +37,7 @@ from tallymark.pipeline_metrics import (
     find_bottleneck,
     write_json,
 )
+from tallymark.privacy import MASK
 from tallymark.timing import describe
 
 if TYPE_CHECKING:
@@ -82,13 +83,17 @@ class PipelineRun:
         name: of the job; the runs of one job share it.
         run_id: of this run; by default a new one. Processes that work on one run give the same.
 
+    What looks like a secret or a person in these and in the names of stages and caches is treated as the recorder
+    treats it, and masked where there is none.
+
     Raises:
         ValueError: an argument is not valid.
     """
 
     def __init__(self, metrics: "Metrics | None" = None, name: str = "pipeline", run_id: str | None = None) -> None:
-        self.name = check_text("name", name)
-        self.run_id = uuid.uuid4().hex if run_id is None else check_text("run_id", run_id, MAX_ID_LENGTH)
+        self._pii = MASK if metrics is None else metrics.pii
+        self.name = check_text("name", name, pii=self._pii)
+        self.run_id = uuid.uuid4().hex if run_id is None else check_text("run_id", run_id, MAX_ID_LENGTH, self._pii)
         self.start_time = datetime.now(UTC)
         self._metrics = metrics
         self._now = time.perf_counter_ns if metrics is None else metrics.monotonic_ns
@@ -170,7 +175,7 @@ class PipelineRun:
         Raises:
             ValueError: an argument is not valid; nothing was kept.
         """
-        name = check_text("name", name)
+        name = check_text("name", name, pii=self._pii)
         cache = CacheMetrics(
             *map(_count, ("hits", "misses", "evictions", "size_bytes"), (hits, misses, evictions, size_bytes))
         )
@@ -198,7 +203,10 @@ class PipelineRun:
             "bottleneck": slowest and slowest.stage,
             "bottleneck_share": slowest and slowest.share,
         }
-        self._record("run", self.name, self.duration_s, "s", success, error, metadata)
+        try:
+            self._record("run", self.name, self.duration_s, "s", success, error, metadata)
+        except ValueError as refused:  # by what the recorder does with private texts, in the error
+            self._refuse(self.name, refused)
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +214,11 @@ class PipelineRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.finish(error is None, None if error is None else describe(error))
+        try:
+            self.finish(error is None, None if error is None else describe(error))
+        except BufferFull:
+            if error is None:  # otherwise what went wrong in the block matters more
+                raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -287,7 +299,7 @@ class PipelineRun:
 
     def _admit(self, name: str, duration_s: float, error: bool) -> tuple[str, float, dict[str, str] | None]:
         """The careful way: the arguments as they can be counted, and what is said once about each stage."""
-        name = check_text("name", name)
+        name = check_text("name", name, pii=self._pii)
         duration_s = check_duration("duration_s", duration_s)
         if duration_s > _LONGEST_SECONDS:
             raise ValueError("duration_s must be at most ten years; was it computed from two wall-clock readings?")
@@ -357,6 +369,11 @@ class PipelineRun:
             except RuntimeError as refused:
                 self._complain(refused)
 
+    def _refuse(self, name: str, refused: ValueError) -> None:
+        """Count what is not recorded where an exception would hurt the job."""
+        if self._metrics is not None:
+            self._metrics.drop_invalid(name, refused)
+
     def _complain(self, refused: RuntimeError) -> None:
         """The job goes on, and so does this object; only the store has no more of it."""
         if not self._complained:
@@ -388,6 +405,8 @@ class StageTimer:
         failed = error is not None and not isinstance(error, GeneratorExit)
         try:
             self._run.record_stage(self._name, duration_s, failed)
+        except ValueError as refused:  # the block has done its work: what its name holds must not make it fail now
+            self._run._refuse(self._name, refused)
         except BufferFull:
             if error is None:  # otherwise what went wrong in the block matters more
                 raise
