@@ -1,5 +1,6 @@
 """The Redis collector against real servers: its values are theirs, and nothing that they do breaks it."""
 
+import json
 import logging
 import os
 import signal
@@ -342,6 +343,47 @@ def test_what_a_server_does_not_say_is_named() -> None:
     assert reading["keys_total"] == 3
     assert reading["memory_max_mb"] is reading["hit_rate"] is reading["connected_clients"] is None
     assert set(reading["missing"]) == {name for name in UNITS if reading[name] is None}
+
+
+HOSTILE = (
+    b"used_memory:nan\r\nmaxmemory:-1\r\nkeyspace_hits:abc\r\nkeyspace_misses:1\r\nevicted_keys:1.0e999\r\n"
+    b"connected_clients:"
+    + b"9" * 400
+    + b"\r\ndb0:keys=x,expires=\r\ndb1:keys=7\r\ndb\xb2:keys=1\r\n\xff\x00:\xf0\x9f\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"$%d\r\n%s\r\n" % (len(HOSTILE), HOSTILE),
+        b"$-1\r\n",
+        b":1\r\n",
+        b"*0\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\xff\x00\r\n",
+    ],
+)
+def test_what_speaks_like_a_redis_may_say_anything(shop: Metrics, recorded: Recorded, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with listener.accept()[0] as peer:
+                while said := peer.recv(4096):
+                    for command in said.split(b"*")[1:]:
+                        peer.sendall(answer if b"INFO\r\n" in command and b"SETINFO" not in command else b"+OK\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        collector = RedisCollector(shop, f"redis://127.0.0.1:{listener.getsockname()[1]}", timeout_seconds=PATIENT)
+        reading = collector.collect_once()
+        collector.stop()
+        thread.join()
+    assert json.dumps(reading, allow_nan=False)
+    assert [record.value for record in recorded("redis") if record.name == "connected"] == [reading["connected"]]
+    if b"nan" in answer:
+        assert reading["connected"] is True
+        assert {name for name in UNITS if reading[name] is not None} == {"connected", "keys_total"}
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

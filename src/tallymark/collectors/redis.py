@@ -110,10 +110,9 @@ def no_permission() -> Reading:
 
 def figures(info: Mapping[str, Any]) -> Reading:
     """The values out of a parsed INFO. What a server leaves out is None, and ``missing`` names it."""
-    limit = info.get("maxmemory")
-    most = limit or info.get("total_system_memory")
-    used = info.get("used_memory")
-    hits, misses = info.get("keyspace_hits"), info.get("keyspace_misses")
+    limit, used = _number(info, "maxmemory"), _number(info, "used_memory")
+    most = limit or _number(info, "total_system_memory")
+    hits, misses = _number(info, "keyspace_hits"), _number(info, "keyspace_misses")
     hit_rate = None
     if hits is not None and misses is not None:
         hit_rate = round(100.0 * hits / (hits + misses), 3) if hits + misses else 0.0
@@ -122,10 +121,10 @@ def figures(info: Mapping[str, Any]) -> Reading:
         "memory_max_mb": round(most / _MIB, 3) if most else None,
         "memory_unlimited": None if limit is None else limit == 0,
         "memory_percent": None if used is None or not most else round(100.0 * used / most, 3),
-        "keys_total": sum(value["keys"] for key, value in info.items() if _is_database(key, value)),
+        "keys_total": sum(_number(value, "keys") or 0 for key, value in info.items() if _is_database(key, value)),
         "hit_rate": hit_rate,
-        "evicted_keys": info.get("evicted_keys"),
-        "connected_clients": info.get("connected_clients"),
+        "evicted_keys": _number(info, "evicted_keys"),
+        "connected_clients": _number(info, "connected_clients"),
     }
     missing = {name: "the server does not say" for name, value in values.items() if value is None}
     return {"connected": True, **values, "missing": missing}
@@ -169,10 +168,14 @@ def _connect(url: str, timeout: float) -> "redis.Redis":
     return client  # type: ignore[no-any-return]
 
 
+def _number(info: Mapping[str, Any], name: str) -> int | None:
+    """A count of the server's; what speaks like a Redis may say anything."""
+    value = info.get(name)
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
 def _is_database(key: object, value: object) -> bool:
-    return (
-        isinstance(key, str) and key[:2] == "db" and key[2:].isdigit() and isinstance(value, dict) and "keys" in value
-    )
+    return isinstance(key, str) and key[:2] == "db" and key[2:].isdecimal() and isinstance(value, dict)
 
 
 def _permission_errors() -> type[Exception]:

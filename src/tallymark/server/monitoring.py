@@ -140,7 +140,7 @@ class Monitor:
         self._asked = 0.0
 
     async def summary(self) -> dict[str, Any]:
-        """What :meth:`~tallymark.collectors.summary.MetricsCollector.collect_all` gives, at most a second old."""
+        """What :meth:`~tallymark.collectors.summary.MetricsCollector.collect_all` gave, at most a second ago."""
         task = self._task
         if task is None or not self._serves(task):
             self._asked = monotonic()
@@ -217,6 +217,6 @@ router = APIRouter(tags=["monitoring"], lifespan=_lifespan)
 async def summary(monitor: Annotated[Monitor, Depends(_monitor)]) -> Response:
     """Everything at a glance: the requests of the last hour, and what the servers and the machine say now.
 
-    A server that is away is a value: `connected` is false, and `reason` says why. Answers are up to a second old.
+    A server that is away is a value: `connected` is false, and `reason` says why. Answers are up to two seconds old.
     """
     return json_response(await monitor.summary())
