@@ -65,9 +65,8 @@ class ResourceMonitor:
         self._system = SystemCollector(None)  # what happened before is not counted
         # A new one: a fork may have copied the old one while its lock was held.
         self._stopping = threading.Event()
-        thread = threading.Thread(
-            target=self._work, args=(self._stopping,), name="tallymark-resource-monitor", daemon=True
-        )
+        arguments = (self._stopping, time.monotonic())
+        thread = threading.Thread(target=self._work, args=arguments, name="tallymark-resource-monitor", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # there may be no more threads, or the interpreter is shutting down
@@ -118,8 +117,7 @@ class ResourceMonitor:
     ) -> None:
         await self.stop()
 
-    def _work(self, stopping: threading.Event) -> None:
-        sampled = time.monotonic()
+    def _work(self, stopping: threading.Event, sampled: float) -> None:
         while not stopping.wait(self._interval):
             self.sample()
             sampled = time.monotonic()
