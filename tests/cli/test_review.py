@@ -92,10 +92,15 @@ class TestPseudonym:
         lines = tallymark("pseudonym", "1").stdout.splitlines()
         assert lines == [known.known(kind, 1) for kind in ("user", "chat", "admin", "message")]
 
-    def test_it_finds_what_was_recorded(self, tallymark: Program) -> None:
+    def test_it_finds_what_was_recorded_and_erases_it(self, tallymark: Program, bot: Path) -> None:
         found = tallymark("pseudonym", "--kind", "user", "3").stdout.strip()
-        (row,) = tallymark.rows("query", "--where", f"metadata.user={found}", "--type", "processing_session")
+        where = ("--where", f"metadata.user={found}")
+        (row,) = tallymark.rows("query", *where, "--type", "processing_session")
         assert row["count"] == 1
+        tallymark("erase", *where, "--yes")
+        assert tallymark.rows("query", *where) == []
+        assert found.encode() not in b"".join(path.read_bytes() for path in bot.rglob("*") if path.is_file())
+        assert tallymark.rows("review")[0]["overview"]["total_sessions"] == 9
 
     def test_negative_ids_are_no_options(self, tallymark: Program, bot: Path) -> None:
         expected = Pseudonyms(bot).known("chat", -100200300)

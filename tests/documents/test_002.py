@@ -1,13 +1,15 @@
 """The samples of the interface document 002, "Metrics Service Build Summary".
 
 Changed are the imports: ``services.metrics_service`` is ``tallymark.review``. The bot of the samples (its updates, its
-model, its queue) are small classes of this test. What is no usage: ``MetricsService`` and its components are classes of ``tallymark.review``, ``tallymark.integrations.logging`` and of the store; the SQL tables are columns and
-metadata of one record (``docs/review.md``); the JSON log and the environment variables have tests of their own
-(``test_002_log.py``, ``tests/test_config.py``).
+model, its queue) are small classes of this test. What is no usage: ``MetricsService`` and its components are classes of
+``tallymark.review``, ``tallymark.integrations.logging`` and the store; the SQL tables are columns and metadata of one
+record (``docs/review.md``); the JSON log and the environment variables have tests of their own (``test_002_log.py``,
+``tests/test_config.py``).
 """
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from recording import live, recording, stored
 import tallymark
 from tallymark.config import settings
 from tallymark.default import set_default
+from tallymark.integrations.logging import EVENTS, install
 from tallymark.record import Record
 from tallymark.review import (
     CorrectionType,
@@ -132,6 +135,33 @@ def test_admin_performance_tracking(folder: Path) -> None:
         "retry_count": 0,
         "transcription_quality": "excellent",
     }.items() <= record.metadata.items()
+
+
+def test_the_structured_log_hears_of_corrections(tmp_path: Path) -> None:
+    session_id = create_session(user_id, chat_id)
+    record_correction(session_id, admin_id, msg_id, "rejection", original, final, 100)  # nobody listens
+    handler = install(tmp_path / "metrics.jsonl", logger=EVENTS)
+    try:
+        record_correction(session_id, admin_id, msg_id, CorrectionType.VOICE_CORRECTION, original, final, 5000)
+    finally:
+        handler.close()
+        logging.getLogger(EVENTS).removeHandler(handler)
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    # JSON Log Format
+    expected = {
+        "level": "metric",
+        "event_type": "correction_recorded",
+        "message": "Correction recorded: voice_correction",
+        "session_id": session_id,
+        "admin_user_id": get_metrics_service().pseudonym("admin", admin_id),
+        "correction_type": "voice_correction",
+        "processing_time_ms": 5000,
+        "original_length": 19,
+        "corrected_length": 17,
+    }
+    assert expected.items() <= json.loads(line).items()
+    assert original not in line
+    assert str(admin_id) not in line
 
 
 def test_real_time_dashboard_data() -> None:

@@ -1,6 +1,7 @@
 """MetricsService: the object that a workflow records with, and the same for the recorder of this process."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -128,6 +129,9 @@ class MetricsService:
     ) -> None:
         """Record what somebody corrected. Of the two texts only lengths, edit distance and similarity are stored.
 
+        Where the structured log is installed (:mod:`tallymark.integrations.logging`), it gets the event
+        ``correction_recorded`` too.
+
         Args:
             session_id: the session whose answer it was.
             admin_user_id: who corrected; None where nobody did.
@@ -147,22 +151,34 @@ class MetricsService:
         """
         if metadata is not None and not isinstance(metadata, Mapping):
             raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}")
+        session_id = check_text("session_id", session_id, MAX_ID_LENGTH)
+        correction_type = check_text("correction_type", correction_type)
+        duration_ms = check_duration("processing_time_ms", processing_time_ms)
         details = checked_details(
             voice_transcription_time_ms, ai_correction_time_ms, admin_satisfaction, retry_count, transcription_quality
         )
+        people = self._people(admin=admin_user_id, message=message_id)
+        texts = measured(original_text, corrected_text)
         self.metrics.record(
             CORRECTION,
-            check_text("correction_type", correction_type),
-            check_duration("processing_time_ms", processing_time_ms),
+            correction_type,
+            duration_ms,
             "ms",
-            session_id=check_text("session_id", session_id, MAX_ID_LENGTH),
-            metadata={
-                **(metadata or {}),
-                **measured(original_text, corrected_text),
-                **details,
-                **self._people(admin=admin_user_id, message=message_id),
-            },
+            session_id=session_id,
+            metadata={**(metadata or {}), **texts, **details, **people},
         )
+        if self.metrics.enabled:
+            _log_event(
+                "correction_recorded",
+                f"Correction recorded: {correction_type}",
+                session_id=session_id,
+                admin_user_id=people.get("admin"),
+                admin=people.get("admin"),  # as in the record, so that both are erased by the same condition
+                correction_type=correction_type,
+                processing_time_ms=processing_time_ms,
+                original_length=texts["original_length"],
+                corrected_length=texts["corrected_length"],
+            )
 
     def record_system_metric(self, name: str, value: float, tags: Mapping[str, Any] | None = None) -> None:
         """Record one number that the application knows of itself, such as the length of a queue.
@@ -260,6 +276,13 @@ class MetricsService:
                 slow_stage_ms=self.slow_stage_ms,
                 correction_rate_percent=self.correction_rate_percent,
             )
+
+
+def _log_event(event_type: str, message: str, **fields: object) -> None:
+    """Tell the structured log. Who installed it has imported it; nobody else need load it."""
+    log_event = getattr(sys.modules.get("tallymark.integrations.logging"), "log_event", None)
+    if log_event is not None:
+        log_event(event_type, message, **fields)
 
 
 def _settings() -> "Settings":
