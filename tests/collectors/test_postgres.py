@@ -423,6 +423,11 @@ def test_a_forked_child_asks_over_a_connection_of_its_own(postgres_url: str) -> 
             good = collector.status()["connected"] and collector._connection.info.backend_pid != session
             collector.stop()
             os._exit(0 if good else 1)
+        stopping = os.fork()
+        if stopping == 0:
+            collector.stop()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(stopping, 0)[1]) == 0
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert collector.ask(0.0).result(30)["connected"] is True
     assert collector._connection.info.backend_pid == session

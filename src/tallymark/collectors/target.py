@@ -109,6 +109,7 @@ class TargetCollector(Collector):
 
     def stop(self) -> None:
         """Take no more samples, and close the connection; the next question opens one again."""
+        self._forget_parent()
         self._stop.set()
         if self._question is not None and not self._question.done():
             self._interrupt()
@@ -126,10 +127,7 @@ class TargetCollector(Collector):
 
     def ask(self, max_age: float = FRESH_SECONDS) -> "Question":
         """The question that is under way, or was answered not longer ago; else a new one. Does not wait."""
-        if self._pid != os.getpid():
-            # What closes a connection says goodbye in the parent's name: it is kept, and not used.
-            self._inherited.append(self._forget_connection())
-            self._begin_anew()
+        self._forget_parent()
         with self._lock:
             question = self._question
             if question is None or (question.done() and monotonic() - question.asked >= max_age):
@@ -203,6 +201,13 @@ class TargetCollector(Collector):
 
     def _too_late(self) -> Reading:
         return self.unavailable(f"no answer within {self._timeout:g} s")
+
+    def _forget_parent(self) -> None:
+        if self._pid != os.getpid():
+            # What closes a connection says goodbye in the parent's name: it is kept, and not used.
+            self._inherited.append(self._forget_connection())
+            self._stop = threading.Event()
+            self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
