@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from test_lake import DAY, JOURNALS, NOON, batch, lake_with, row
+from lakes import DAY, JOURNALS, NOON, batch, lake_with, row
 
 import tallymark
 from tallymark.batch import record_id

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_lake import DAY, NOON, batch, count, lake_with, row
+from lakes import DAY, NOON, batch, count, lake_with, row
 
 from tallymark.stores.lake import Lake
 from tallymark.stores.retention import HOUR_NS, MAX_JUMP_NS, MAX_OFF_NS, ClockWatch, Retention, boot_id

@@ -31,6 +31,8 @@ SEAL_SECONDS: Final = 60.0
 """Records are read from the journal as well as from the lake: short of a full lane, a child a minute is enough."""
 BUSY: Final = 75
 """Exit code of a child that found somebody else shipping (EX_TEMPFAIL; gunicorn takes 3 and 4 for its own)."""
+LONGEST_PAUSE: Final = 60.0
+"""Seconds; children that fail are followed by the next after twice as long each time, up to this."""
 MANY_FILES: Final = 8
 """So many journals, left behind by others too, are worth a child at any time."""
 
@@ -66,12 +68,16 @@ class Sealer:
         self._starting = _thread.allocate_lock()  # never waited for
         self._pid = os.getpid()
         self._looked = self._sealed = time.monotonic()
+        self._failures = 0  # in a row
+        self._rests_until = 0.0
 
     def look(self, journal: Journal) -> None:
         """Start a child where a batch is due and nobody else is shipping. Called often, by one thread."""
         self._notice_fork()
         now = time.monotonic()
-        if self._is_busy() or (now - self._looked < self._interval and journal.complete_lanes < MANY_FILES // 2):
+        if self._is_busy() or now < self._rests_until:
+            return
+        if now - self._looked < self._interval and journal.complete_lanes < MANY_FILES // 2:
             return
         self._looked = now
         waiting = journal.stats().pending
@@ -136,8 +142,17 @@ class Sealer:
         complaint = child.complaint()
         if child.returncode >= 0 and child.returncode != BUSY:  # one that was killed is worth another
             self._ended = self._started
-        if child.returncode not in (0, BUSY):
-            log.warning("shipping failed, the journal keeps the records: %s", complaint or child.returncode)
+        if child.returncode == 0:
+            self._failures = 0
+        elif child.returncode != BUSY:
+            self._fail(complaint or child.returncode)
+
+    def _fail(self, complaint: object) -> None:
+        log.warning("shipping failed, the journal keeps the records: %s", complaint)
+        self._failures += 1
+        # Up to half of it shorter: many processes may have found the store out of order at the same instant.
+        pause = min(LONGEST_PAUSE, 0.5 * 2.0 ** min(self._failures, 10))
+        self._rests_until = time.monotonic() + pause * (1 - int.from_bytes(os.urandom(1)) / 512)
 
     def _start_child(self) -> bool:
         if not sys.executable or somebody_ships(self.journals):
@@ -154,7 +169,7 @@ class Sealer:
             # -P: not the modules of whatever folder the application runs in.
             self._child = Child([sys.executable, "-P", "-m", "tallymark.shipper", self._store])
         except OSError as error:
-            log.warning("shipping failed, the journal keeps the records: %s", error)
+            self._fail(error)
             return False
         finally:
             self._starting.release()

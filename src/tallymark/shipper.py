@@ -32,7 +32,7 @@ from tallymark.sealer import BUSY, LOCK_FILE, REQUEST_FILE
 from tallymark.store import Store, open_store
 from tallymark.without_pandas import keep_pandas_out
 
-BATCH_ROWS: Final = 500_000
+BATCH_ROWS: Final = 250_000
 """About how many rows are written at once."""
 BATCH_FILES: Final = 100
 """From how many journals at most: each is an open file."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import pyarrow as pa
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import DeltaError
 
 from tallymark.batch import CLOSED, SCHEMA, Batch
 from tallymark.clock import Clock, SystemClock
@@ -154,9 +154,10 @@ class Lake:
                     return deleted
                 try:
                     self._delta.delete(planned)
-                except CommitFailedError:
+                except DeltaError:
+                    # Others changed the table meanwhile, or joined its files and removed them.
                     failures += 1
-                    if failures == ATTEMPTS:
+                    if failures == ATTEMPTS or self._delta.snapshot().version == planned.version:
                         raise
                     back_off(failures)
                 else:
@@ -176,7 +177,7 @@ class Lake:
             statement = Statement()
             records = statement.records(snapshot.files)
             ids = self._engine.run(statement, ids_sql(statement, records, days, MAX_IDS), _NOTHING)
-            sql, counts = these(ids), Counter(map(utc_day, ids["timestamp"].to_numpy().tolist()))
+            sql, counts = these(ids)
         return Deletion(snapshot.version, counts, sql)
 
     def find(self, query: Query, rows: pa.Table) -> pa.Table:
