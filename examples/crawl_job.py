@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tallymark import Metrics
-from tallymark.pipeline import PipelineRun
-from tallymark.pipeline_resources import ResourceMonitor
+from tallymark.pipeline import PipelineRun, ResourceMonitor
 from tallymark.processing import MetricsCollector
 
 AT_ONCE = 8

@@ -22,16 +22,9 @@ from recording import in_threads, live, output, python, recording, stored
 
 import tallymark
 from tallymark import BufferFull, Metrics
-from tallymark.pipeline import (
-    MAX_STAGES,
-    OTHERS,
-    CacheMetrics,
-    MetricsCollector,
-    PipelineRun,
-    ResourceMetrics,
-    StageMetrics,
-)
-from tallymark.pipeline_runs import list_runs, read_file
+from tallymark.pipeline import CacheMetrics, MetricsCollector, PipelineRun, ResourceMetrics, StageMetrics
+from tallymark.pipeline.run import MAX_STAGES, OTHERS
+from tallymark.pipeline.runs import list_runs, read_file
 from tallymark.testing import ManualClock
 
 HOSTILE = "\x1b]0;owned\x07\x7f\u202e\n名前 \ud83d"
@@ -185,16 +178,16 @@ class TestRecords:
         rows = live(folder)
         assert {row["session_id"] for row in rows} == {run.run_id}
         assert [(row["metric_type"], row["name"], row["value"], row["unit"], row["success"]) for row in rows[:-1]] == [
-            ("stage", "fetch", 0.25, "s", True),
-            ("stage", "fetch", 0.75, "s", False),
+            ("stage", "fetch", 250.0, "ms", True),
+            ("stage", "fetch", 750.0, "ms", False),
             ("cache", "sender_cache", 75.0, "%", None),
             ("resource_usage", "cpu_percent", 12.5, "%", None),
             ("resource_usage", "memory_mb", 100.0, "MiBy", None),
             ("resource_usage", "network_io_mb", 0.0, "MiBy", None),
         ]
         end = rows[-1]
-        assert (end["metric_type"], end["name"], end["unit"], end["success"]) == ("run", "export", "s", True)
-        assert end["value"] == run.duration_s
+        assert (end["metric_type"], end["name"], end["unit"], end["success"]) == ("run", "export", "ms", True)
+        assert end["value"] == run.duration_s * 1000
         assert json.loads(end["metadata"]) == {
             "stages": 1,
             "items": 2,
@@ -224,7 +217,7 @@ class TestRecords:
             clock.advance(1)
             run.finish(success=False)
             assert run.duration_s == 2.0
-            assert [(row["value"], row["success"]) for row in live(folder)] == [(2.0, True)]
+            assert [(row["value"], row["success"]) for row in live(folder)] == [(2000.0, True)]
 
     def test_a_killed_run_leaves_its_stages(self, folder: Path) -> None:
         code = (
@@ -239,8 +232,8 @@ class TestRecords:
         assert process.returncode == -signal.SIGKILL
         records = stored(folder)
         assert [(record.name, record.value, record.session_id) for record in records] == [
-            ("fetch", 1.0, "killed"),
-            ("fetch", 2.0, "killed"),
+            ("fetch", 1000.0, "killed"),
+            ("fetch", 2000.0, "killed"),
         ]
         assert records[0].metadata == {"run": "export"}
 

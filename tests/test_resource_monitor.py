@@ -15,8 +15,7 @@ import pytest
 from recording import eventually, live
 
 from tallymark import Metrics
-from tallymark.pipeline import PipelineRun
-from tallymark.pipeline_resources import ResourceMonitor
+from tallymark.pipeline import PipelineRun, ResourceMonitor
 
 THREAD = "tallymark-resource-monitor"
 

@@ -18,7 +18,7 @@ import tallymark as package
 from tallymark.cli import app
 from tallymark.config import settings
 from tallymark.pipeline import PipelineRun
-from tallymark.pipeline_compare import (
+from tallymark.pipeline.compare import (
     Mean,
     StageComparison,
     compare_runs,
@@ -27,8 +27,8 @@ from tallymark.pipeline_compare import (
     ratio_interval,
     t_quantile,
 )
-from tallymark.pipeline_metrics import StageMetrics
-from tallymark.pipeline_runs import find_run, list_runs, read_file
+from tallymark.pipeline.metrics import StageMetrics
+from tallymark.pipeline.runs import find_run, list_runs, read_file
 from tallymark.reader import Reader
 
 from .conftest import HOSTILE, Program
@@ -340,12 +340,12 @@ class TestHostileText:
         """Whatever looks like a stage, a run or a cache, recorded by hand."""
         with recording(tmp_path / "metrics") as metrics:
             for value in (-1e308, 1e308, 1e308, 0.0):
-                metrics.record("stage", "x", value, "s", session_id="odd")
-                metrics.record("run", "x", value, "s", session_id="odd")
-            metrics.record("stage", "x", 1.0, "s")
-            metrics.record("stage", "x", 1.0, "ms", session_id="milliseconds")
+                metrics.record("stage", "x", value, "ms", session_id="odd")
+                metrics.record("run", "x", value, "ms", session_id="odd")
+            metrics.record("stage", "x", 1.0, "ms")
+            metrics.record("stage", "x", 1.0, "s", session_id="seconds")
             metrics.record("cache", "x", 1.0, "%", session_id="odd", metadata={"hits": "many"})
-            metrics.record("stage", "y", 1.0, "s", session_id="other", metadata={"run": [1]})
+            metrics.record("stage", "y", 1.0, "ms", session_id="other", metadata={"run": [1]})
         assert {row["run_id"] for row in tallymark.rows("runs")} == {"odd", "other"}
         tallymark("runs")
         tallymark("runs", "show", "odd")
@@ -368,12 +368,14 @@ class TestManyDurations:
             for run_id, factor in (("a", 1.0), ("b", 1.3)):
                 for number, value in enumerate(random.lognormal(-3, 0.5, 4_000).tolist()):
                     metrics.ingest(
-                        *("stage", "fetch", value * factor, "s"),
+                        *("stage", "fetch", 1000 * value * factor, "ms"),
                         timestamp=start + number * 10_000_000,
                         session_id=run_id,
                     )
                 for number in range(2):
-                    metrics.ingest("stage", "rare", 1.0 + number, "s", timestamp=start + number, session_id=run_id)
+                    metrics.ingest(
+                        "stage", "rare", 1000.0 * (1 + number), "ms", timestamp=start + number, session_id=run_id
+                    )
         with package.open(tmp_path) as reader:
             one, other = compared(reader, "a", "b", 10_000), compared(reader, "a", "b", 100)
             for stages in (one, other):

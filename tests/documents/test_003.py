@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 from recording import live, recording
 
-from tallymark import pipeline
+from tallymark.pipeline import run as pipeline
 from tallymark.default import set_default
-from tallymark.pipeline import MetricsCollector, PipelineRun, get_metrics_collector
-from tallymark.pipeline_resources import ResourceMonitor
+from tallymark.pipeline import MetricsCollector, PipelineRun, ResourceMonitor, get_metrics_collector
 
 logger = logging.getLogger("exporter")
 
@@ -35,8 +34,8 @@ def collector(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with recording(folder, service="exporter") as metrics:
         set_default(metrics)
         yield
-        for run in pipeline._collectors.values():
-            run.finish()
+        for each in pipeline._collectors.values():
+            each.finish()
         set_default(None)
 
 
@@ -53,7 +52,7 @@ def test_stage_recording(folder: Path) -> None:
     assert metrics.stages["fetch"].count == 1
     assert metrics is get_metrics_collector()
     (row,) = live(folder)
-    assert (row["metric_type"], row["name"], row["value"], row["unit"]) == ("stage", "fetch", duration, "s")
+    assert (row["metric_type"], row["name"], row["value"], row["unit"]) == ("stage", "fetch", duration * 1000, "ms")
 
 
 def test_resource_sampling() -> None:

@@ -13,9 +13,9 @@ from tallymark.cli.stores import DEFAULT_STORE, StoreArgument, open_existing
 from tallymark.errors import TallymarkError
 
 if TYPE_CHECKING:
-    from tallymark.pipeline_compare import StageComparison
-    from tallymark.pipeline_metrics import StageMetrics
-    from tallymark.pipeline_runs import Run
+    from tallymark.pipeline.compare import StageComparison
+    from tallymark.pipeline.metrics import StageMetrics
+    from tallymark.pipeline.runs import Run
     from tallymark.reader import Reader
 
 PERCENTILES: Final = ("p50", "p95", "p99")
@@ -73,7 +73,7 @@ def list_(
     The runs that were at work last, the last one first. A run without a duration is at work, or was killed.
     """
     from tallymark.cli.output import message, print_json, print_table
-    from tallymark.pipeline_runs import list_runs
+    from tallymark.pipeline.runs import list_runs
 
     with open_existing(store) as reader:
         runs = list_runs(reader, since=since, limit=limit)
@@ -100,9 +100,9 @@ def show(run: RunArgument, store: StoreArgument = DEFAULT_STORE, as_json: JsonOp
     from dataclasses import asdict
 
     from tallymark.cli.output import message, print_json
-    from tallymark.pipeline_metrics import ResourceMetrics
-    from tallymark.pipeline_runs import run_caches, run_resources, stage_percentiles
-    from tallymark.pipeline_table import print_run
+    from tallymark.pipeline.metrics import ResourceMetrics
+    from tallymark.pipeline.runs import run_caches, run_resources, stage_percentiles
+    from tallymark.pipeline.table import print_run
 
     with ExitStack() as stack:
         found, reader = _find(run, store, stack)
@@ -153,7 +153,7 @@ def diff(
       tallymark runs diff baseline.json monitoring/metrics_123.json
 
     Every stage of either run: mean and 95th percentile in both, and the ratio of the means with a 95 %
-    confidence interval (delta method and Welch's t; how: tallymark.pipeline_compare). A stage got slower
+    confidence interval (delta method and Welch's t; how: tallymark.pipeline.compare). A stage got slower
     where its mean grew by more than the threshold and the interval lies above 1. A stage that ran once
     has no interval, nor has a file of export_json, which keeps means only: then nothing is decided.
 
@@ -164,7 +164,7 @@ def diff(
       2   there is no such run, or no such store
     """
     from tallymark.cli.output import message, print_json
-    from tallymark.pipeline_compare import compare_runs
+    from tallymark.pipeline.compare import compare_runs
 
     try:
         with ExitStack() as stack:
@@ -198,7 +198,7 @@ def diff(
 
 def _find(text: str, store: str, stack: ExitStack, reader: "Reader | None" = None) -> "tuple[Run, Reader | None]":
     """A run, and the store that it is in; None where it is a file."""
-    from tallymark.pipeline_runs import find_run, read_file
+    from tallymark.pipeline.runs import find_run, read_file
 
     if text.endswith(FILE_SUFFIX) and ("/" in text or Path(text).exists()):
         return read_file(Path(text)), None

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tallymark.errors import QueryError
 from tallymark.model import MAX_TIMESTAMP
-from tallymark.pipeline_metrics import Bottleneck, CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
+from tallymark.pipeline.metrics import Bottleneck, CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
 from tallymark.query import MAX_FILTER_VALUES, Filter
 from tallymark.reader import Reader
 from tallymark.record import Record
@@ -128,7 +128,7 @@ def stage_percentiles(reader: Reader, run: Run, names: Iterable[str]) -> dict[st
     if not run.is_stored:
         return {}
     answer = reader.query(**of_stages(run), group_by="name", agg=wanted)
-    return {row["name"]: {name: row[name] for name in wanted} for row in answer.rows()}
+    return {row["name"]: {name: row[name] / 1000 for name in wanted} for row in answer.rows()}
 
 
 def run_caches(reader: Reader, run: Run) -> dict[str, CacheMetrics]:
@@ -156,13 +156,13 @@ def run_resources(reader: Reader, run: Run) -> ResourceMetrics:
 
 def of_stages(run: Run) -> dict[str, Any]:
     """The conditions that the records of the stages of a run meet."""
-    return {"metric_type": "stage", "unit": "s", "session_id": run.run_id}
+    return {"metric_type": "stage", "unit": "ms", "session_id": run.run_id}
 
 
 def _latest(reader: Reader, limit: int, since: Time | None = None) -> list[str]:
     answer = reader.query(
         metric_type=("stage", "run"),
-        unit="s",
+        unit="ms",
         where=[_OF_RUNS],
         since=since,
         group_by="session_id",
@@ -179,7 +179,7 @@ def _beginning_with(reader: Reader, text: str) -> list[str]:
         return []
     begins = [Filter("session_id", ">=", text), Filter("session_id", "<=", text + "\U0010ffff")]
     answer = reader.query(
-        metric_type=("stage", "run"), unit="s", where=begins, group_by="session_id", order_by="session_id", limit=4
+        metric_type=("stage", "run"), unit="ms", where=begins, group_by="session_id", order_by="session_id", limit=4
     )
     found = [row["session_id"] for row in answer.rows()]
     return [text] if text in found else found
@@ -193,7 +193,7 @@ def _load(reader: Reader, ids: list[str]) -> list[Run]:
     services: dict[str, set[str]] = {run_id: set() for run_id in ids}
     answer = reader.query(
         metric_type="stage",
-        unit="s",
+        unit="ms",
         session_id=ids,
         group_by=("session_id", "service", "name", "success"),
         agg=("count", "sum", "min", "max"),
@@ -202,11 +202,15 @@ def _load(reader: Reader, ids: list[str]) -> list[Run]:
         services[row["session_id"]].add(row["service"])
         of_run = stages[row["session_id"]]
         part = StageMetrics(
-            row["count"], row["sum"] or 0.0, row["min"], row["max"], row["count"] if row["success"] is False else 0
+            row["count"],
+            (row["sum"] or 0.0) / 1000,
+            row["min"] / 1000,
+            row["max"] / 1000,
+            row["count"] if row["success"] is False else 0,
         )
         of_run[row["name"]] = part if row["name"] not in of_run else _joined(of_run[row["name"]], part)
     ends: dict[str, Record] = {}
-    for page in reader.pages(metric_type="run", unit="s", session_id=ids):
+    for page in reader.pages(metric_type="run", unit="ms", session_id=ids):
         for record in page.records:
             ends.setdefault(str(record.session_id), record)
             services[str(record.session_id)].add(record.service)
@@ -222,8 +226,8 @@ def _finished(run: Run, end: Record) -> Run:
     return replace(
         run,
         name=end.name,
-        started=_moment(end.timestamp / 1e9 - end.value),
-        duration_s=end.value,
+        started=_moment(end.timestamp / 1e9 - end.value / 1000),
+        duration_s=end.value / 1000,
         success=end.success,
         error=end.error,
     )
@@ -235,7 +239,7 @@ def _unfinished(reader: Reader, run: Run) -> Run:
     if not first:  # it was deleted a moment ago
         return run
     name = first[0].metadata.get("run")
-    started = _moment(first[0].timestamp / 1e9 - first[0].value)
+    started = _moment(first[0].timestamp / 1e9 - first[0].value / 1000)
     return replace(run, name=name if isinstance(name, str) else None, started=started)
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Final
 
-from tallymark.pipeline_metrics import StageMetrics
-from tallymark.pipeline_runs import Run, of_stages, stage_percentiles
+from tallymark.pipeline.metrics import StageMetrics
+from tallymark.pipeline.runs import Run, of_stages, stage_percentiles
 from tallymark.query import MIN_WINDOW
 from tallymark.reader import Reader
 

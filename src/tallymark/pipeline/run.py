@@ -1,16 +1,8 @@
-"""What a job that runs in stages did: how long each stage took, what it failed, what the machine and the caches did.
+"""One run: collects what its stages, caches and the machine do.
 
-    from tallymark import Metrics
-    from tallymark.pipeline import PipelineRun
-
-    with Metrics("./metrics") as metrics, PipelineRun(metrics, "export") as run:
-        with run.stage("fetch"):
-            ...
-        run.export_json("monitoring/metrics.json")
-
-:class:`PipelineRun` keeps a few numbers for each stage, so it takes the same memory however long it runs. With a
-recorder each call is a record too, of ``metric_type`` ``stage``, ``cache`` or ``resource_usage``, whose ``session_id``
-is the id of the run; ``tallymark runs`` lists, shows and compares them.
+It keeps a few numbers for each stage, so it takes the same memory however long it runs. With a recorder each call is a
+record too, of ``metric_type`` ``stage``, ``cache`` or ``resource_usage``, whose ``session_id`` is the id of the run;
+``tallymark runs`` lists, shows and compares them.
 """
 
 import os
@@ -27,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from tallymark import log
 from tallymark.errors import BufferFull
 from tallymark.model import MAX_DURATION_MS, MAX_ID_LENGTH, check_duration, check_number, check_text
-from tallymark.pipeline_metrics import (
+from tallymark.pipeline.metrics import (
     Bottleneck,
     CacheMetrics,
     ResourceMetrics,
@@ -130,7 +122,7 @@ class PipelineRun:
             self._fold(wait=False)
         if self._metrics is not None:
             try:
-                self._metrics.record("stage", name, duration_s, "s", not error, None, label, None, self.run_id)
+                self._metrics.record("stage", name, duration_s * 1000, "ms", not error, None, label, None, self.run_id)
             except RuntimeError as refused:
                 self._complain(refused)
 
@@ -204,7 +196,7 @@ class PipelineRun:
             "bottleneck_share": slowest and slowest.share,
         }
         try:
-            self._record("run", self.name, self.duration_s, "s", success, error, metadata)
+            self._record("run", self.name, self.duration_s * 1000, "ms", success, error, metadata)
         except ValueError as refused:  # by what the recorder does with private texts, in the error
             self._refuse(self.name, refused)
 
@@ -291,7 +283,7 @@ class PipelineRun:
         Raises:
             ConfigError: what prints tables is not installed.
         """
-        from tallymark.pipeline_table import print_run
+        from tallymark.pipeline.table import print_run
 
         print_run(self.stages, self.caches, self.resources, self.duration_s)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tallymark.errors import ConfigError
-from tallymark.pipeline_metrics import CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
+from tallymark.pipeline.metrics import CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
 
 
 def print_run(
