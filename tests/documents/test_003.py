@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from recording import live, recording
 
-from tallymark.pipeline import run as pipeline
 from tallymark.default import set_default
 from tallymark.pipeline import MetricsCollector, PipelineRun, ResourceMonitor, get_metrics_collector
+from tallymark.pipeline import run as pipeline
 
 logger = logging.getLogger("exporter")
 
