@@ -61,8 +61,30 @@ def run(quick: bool = False) -> list[Row]:
             for _ in range(calls):
                 record(12.5, {"region": "eu-west-1", "status_code": 200, "cached": False})
 
+        off = Metrics(folder, service="bench", enabled=False)
+
+        def disabled(calls: int) -> None:
+            record = off.record_operation
+            for _ in range(calls):
+                record(
+                    "api_request",
+                    "GET /users/{id}",
+                    12.5,
+                    metadata={"region": "eu-west-1", "status_code": 200, "cached": False},
+                )
+
+        def empty(calls: int) -> None:
+            record = Empty().record_operation
+            for _ in range(calls):
+                record(
+                    "api_request",
+                    "GET /users/{id}",
+                    12.5,
+                    metadata={"region": "eu-west-1", "status_code": 200, "cached": False},
+                )
+
         turns = 50 if quick else 150
-        ns = _best([record_operation, observe, otel_record, record_value, track_operation], turns)
+        ns = _best([record_operation, observe, otel_record, record_value, track_operation, disabled, empty], turns)
         alone, together = _threads(record_operation, turns // 5)
         if metrics.get_stats().dropped:
             raise RuntimeError("records were dropped: the figures are not those of recording")
@@ -77,7 +99,23 @@ def run(quick: bool = False) -> list[Row]:
         Row(f"the same, {THREADS} threads at once{kind}", together, "ns", "one thread", alone, limits[2]),
         Row(f"record, three metadata keys{kind}", ns[record_value], "ns"),
         Row(f"with track_operation(), three metadata keys{kind}", ns[track_operation], "ns"),
+        Row(f"record_operation, switched off{kind}", ns[disabled], "ns", "an empty method", ns[empty], 1.25),
     ]
+
+
+class Empty:
+    """What calling costs when nothing is done."""
+
+    def record_operation(
+        self,
+        operation_type: str,
+        operation_name: str,
+        duration_ms: float,
+        success: bool = True,
+        error_message: str | None = None,
+        metadata: dict[str, object] | None = None,
+    ) -> None:
+        """Nothing."""
 
 
 def _metrics(folder: str) -> Metrics:

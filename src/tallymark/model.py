@@ -77,10 +77,11 @@ def check_error(value: object, pii: "PiiPolicy") -> str:
         raise ValueError(f"error (error_message) must be text, not {type(value).__name__}")
     text = str.__str__(value)
     # Cut after what has to be masked was, so that half of it does not stay; and before, because a text may be very
-    # long. What that first cut went through may stand at the end of the window, and masks have made it shorter.
+    # long. Half of what that first cut went through may stand at the end, and masks may have brought it into sight;
+    # not before a bracket, which ends a mask and is in no secret.
     window = pii.clean("error (error_message)", clean_text(text[:_ERROR_WINDOW]))
     if len(text) > _ERROR_WINDOW:
-        window = window[:-_ERROR_MARGIN]
+        window = window[: max(len(window) - _ERROR_MARGIN, window.rfind("]") + 1)]
     return window[:MAX_ERROR_LENGTH]
 
 

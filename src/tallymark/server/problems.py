@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match
 
 from tallymark.errors import QueryError, StoreError
+from tallymark.privacy import mask_text
 from tallymark.server.headers import SECURITY_HEADERS
 
 MEDIA_TYPE = "application/problem+json"
@@ -111,10 +112,10 @@ def problem_response(
         "type": f"urn:tallymark:problem:{kind}" if kind else "about:blank",
         "title": title or HTTPStatus(status).phrase,
         "status": status,
-        "detail": _cut(detail),
+        "detail": _shown(detail),
     }
     if errors:
-        content["errors"] = [{"field": _cut(field), "rule": _cut(rule)} for field, rule in errors]
+        content["errors"] = [{"field": _shown(field), "rule": _shown(rule)} for field, rule in errors]
     # ASCII only: a field's name may hold lone surrogates, which UTF-8 cannot.
     body = json.dumps(content, ensure_ascii=True).encode("ascii")
     return Response(body, status, headers, MEDIA_TYPE)
@@ -216,5 +217,7 @@ def _rule(error: Mapping[str, Any]) -> str:
     return str(error["msg"])
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+def _shown(text: str) -> str:
+    """The beginning of a text, without what looks private: an address may have been sent as the name of a field."""
+    masked = mask_text(text[: 2 * MAX_TEXT])
+    return masked if len(masked) <= MAX_TEXT else masked[:MAX_TEXT] + "…"
