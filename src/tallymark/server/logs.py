@@ -8,10 +8,9 @@ many.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from time import time_ns
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -41,6 +40,9 @@ MAX_LINES: Final = 1_000
 """Most lines in one answer."""
 
 POLL_SECONDS: Final = 0.25
+
+PROBLEM_SECONDS: Final = 5.0
+"""Until a log that cannot be read is tried again."""
 
 POSITION_SECONDS: Final = 10.0
 """After so long without an event the client is told the position, so that it need not begin again further back."""
@@ -92,16 +94,6 @@ async def _place(request: Request) -> Place:
 InPlace = Annotated[Place, Depends(_place)]
 
 
-async def _taken(place: InPlace) -> AsyncIterator[Place]:
-    if place.clients >= MAX_CLIENTS:
-        raise ProblemError(503, "Too many clients follow the log.", kind="busy", headers={"Retry-After": "10"})
-    place.clients += 1
-    try:
-        yield place
-    finally:
-        place.clients -= 1
-
-
 router = APIRouter(tags=["logs"])
 
 
@@ -125,6 +117,116 @@ async def get_logs(
     return json_response(await to_thread.run_sync(_readable(read), limiter=place.limiter))
 
 
+class _Stream:
+    """What one client is sent."""
+
+    def __init__(self, path: Path, wanted: LogFilter, limiter: CapacityLimiter, closing: asyncio.Event) -> None:
+        self._log = LogFollower(path, wanted)
+        self._limiter = limiter
+        self._closing = closing
+        self._lines: deque[LogLine] = deque()
+        self._live = False
+        self._clock = asyncio.get_running_loop().time
+
+    async def begin(self, replay: int, last_event_id: str | None) -> None:
+        """Find the place to begin at. What is written from then on is sent.
+
+        Raises:
+            ProblemError: the log cannot be read.
+        """
+
+        def found() -> list[LogLine]:
+            if last_event_id and self._log.resume(last_event_id):
+                return []
+            lines = self._log.last(replay)
+            self._log.gap = bool(last_event_id)
+            return lines
+
+        self._lines.extend(await self._read(found))
+
+    def close(self) -> None:
+        self._log.close()
+
+    async def events(self) -> AsyncIterator[ServerSentEvent]:
+        """Until the server ends."""
+        told = None
+        told_at = self._clock()
+        while not self._closing.is_set():
+            dropped = 0
+            try:
+                if not self._lines:
+                    dropped = await self._fill()
+            except ProblemError as problem:
+                yield _event("problem", {"detail": str(problem.detail)})
+                await self._rest(PROBLEM_SECONDS)
+                continue
+            if self._log.gap:
+                self._log.gap = False
+                yield _event("gap", {"detail": "lines are missing here"})
+            if dropped:
+                yield _event("dropped", {"count": dropped})
+            while self._lines and not self._closing.is_set():
+                line = self._lines.popleft()
+                yield ServerSentEvent(event="log", id=line.position, raw_data=line.text)
+                told, told_at = line.position, self._clock()
+            position = self._log.position
+            if position != told and (told is None or self._clock() - told_at > POSITION_SECONDS):
+                # Without data it is no event for the page; the browser keeps the id.
+                yield ServerSentEvent(id=position)
+                told, told_at = position, self._clock()
+            if self._log.at_end:
+                await self._rest(POLL_SECONDS)
+
+    async def _fill(self) -> int:
+        """Read what was added since, or some of it as long as the end was not reached; how much was left out.
+
+        Until then the client catches up at its own speed. After that it should see what happens now: where more waits
+        than a client that keeps up would ever have waiting, the oldest lines are left out.
+        """
+        characters = dropped = 0
+        while True:
+            for line in await self._read(self._log.new):
+                self._lines.append(line)
+                characters += len(line.text)
+                while self._live and (
+                    len(self._lines) > MAX_QUEUE or characters > MAX_QUEUE_CHARACTERS > len(line.text)
+                ):
+                    characters -= len(self._lines.popleft().text)
+                    dropped += 1
+            if self._log.at_end or not self._live or self._closing.is_set():
+                self._live = self._live or self._log.at_end
+                return dropped
+
+    async def _read(self, read: Callable[[], Result]) -> Result:
+        # Never left behind: the files are closed when the stream ends.
+        return await to_thread.run_sync(_readable(read), limiter=self._limiter)
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+async def _begun(
+    request: Request,
+    context: InContext,
+    place: InPlace,
+    wanted: InFilter,
+    replay: Annotated[int, Query(ge=0, le=MAX_REPLAY, description="So many of the last lines come first.")] = 0,
+    last_event_id: Annotated[str | None, Header(max_length=200, description="Go on behind this event.")] = None,
+) -> AsyncIterator[_Stream]:
+    if place.clients >= MAX_CLIENTS:
+        raise ProblemError(503, "Too many clients follow the log.", kind="busy", headers={"Retry-After": "10"})
+    place.clients += 1
+    stream = _Stream(context.settings.log_path, wanted, place.limiter, request.app.state.shutting_down)
+    try:
+        # Before the response begins: whoever sees it begin will see every line from then on.
+        await stream.begin(replay, last_event_id)
+        yield stream
+    finally:
+        stream.close()
+        place.clients -= 1
+
+
 @router.get(
     STREAM_PATHS[1],
     response_class=EventSourceResponse,
@@ -137,106 +239,15 @@ async def get_logs(
     responses=documented(422, 503),
     summary="The structured log as server-sent events",
 )
-async def stream_logs(
-    request: Request,
-    context: InContext,
-    place: Annotated[Place, Depends(_taken)],
-    wanted: InFilter,
-    replay: Annotated[int, Query(ge=0, le=MAX_REPLAY, description="So many of the last lines come first.")] = 0,
-    last_event_id: Annotated[str | None, Header(max_length=200)] = None,
-) -> AsyncIterator[ServerSentEvent]:
+async def stream_logs(stream: Annotated[_Stream, Depends(_begun)]) -> AsyncIterator[ServerSentEvent]:
     """A `log` event for each line, as it is written. Others are rare:
 
     `gap`: lines are missing here, since `Last-Event-ID` names a line that is gone, or since the log was
-    rotated away or emptied while this client was behind; `dropped`, with `count`: this client was too slow for so many
-    lines; `problem`: the log cannot be read, and is tried again.
+    rotated away, replaced or emptied while this client was behind; `dropped`, with `count`: this client was too slow
+    for so many lines; `problem`: the log cannot be read, and is tried again.
     """
-    stream = _Stream(context.settings.log_path, wanted, place.limiter, request.app.state.shutting_down)
-    async with contextlib.aclosing(stream.events(replay, last_event_id)) as events:
-        async for event in events:
-            yield event
-
-
-class _Stream:
-    """What one client is sent."""
-
-    def __init__(self, path: Path, wanted: LogFilter, limiter: CapacityLimiter, closing: asyncio.Event) -> None:
-        self._log = LogFollower(path, wanted)
-        self._limiter = limiter
-        self._closing = closing
-        self._live = False
-        self._clock = asyncio.get_running_loop().time
-
-    async def events(self, replay: int, last_event_id: str | None) -> AsyncGenerator[ServerSentEvent]:
-        told = None
-        told_at = self._clock()
-        try:
-            begin: Callable[[], list[LogLine]] | None = partial(_begin, self._log, replay, last_event_id)
-            while not self._closing.is_set():
-                dropped = 0
-                try:
-                    if begin is not None:
-                        lines = deque(await self._read(begin))
-                        begin = None
-                    else:
-                        lines, dropped = await self._next()
-                except ProblemError as problem:
-                    yield _event("problem", {"detail": str(problem.detail)})
-                    await self._rest(POSITION_SECONDS)
-                    continue
-                if self._log.gap:
-                    self._log.gap = False
-                    yield _event("gap", {"detail": "lines are missing here"})
-                if dropped:
-                    yield _event("dropped", {"count": dropped})
-                while lines and not self._closing.is_set():
-                    line = lines.popleft()
-                    yield ServerSentEvent(event="log", id=line.position, raw_data=line.text)
-                    told, told_at = line.position, self._clock()
-                position = self._log.position
-                if position != told and (told is None or self._clock() - told_at > POSITION_SECONDS):
-                    # Without data it is no event for the page; the browser keeps the id.
-                    yield ServerSentEvent(id=position)
-                    told, told_at = position, self._clock()
-                if self._log.at_end:
-                    await self._rest(POLL_SECONDS)
-        finally:
-            self._log.close()
-
-    async def _next(self) -> tuple[deque[LogLine], int]:
-        """What was added since; before the first end was reached, some of it.
-
-        Until then the client catches up at its own speed. After that it should see what happens now: where more waits
-        than a client that keeps up would ever have waiting, the oldest are left out.
-        """
-        lines: deque[LogLine] = deque()
-        characters = dropped = 0
-        while True:
-            for line in await self._read(self._log.new):
-                lines.append(line)
-                characters += len(line.text)
-                while self._live and (len(lines) > MAX_QUEUE or characters > MAX_QUEUE_CHARACTERS) and len(lines) > 1:
-                    characters -= len(lines.popleft().text)
-                    dropped += 1
-            if self._log.at_end or not self._live or self._closing.is_set():
-                self._live = self._live or self._log.at_end
-                return lines, dropped
-
-    async def _read(self, read: Callable[[], Result]) -> Result:
-        # Never left behind: the files are closed when the stream ends.
-        return await to_thread.run_sync(_readable(read), limiter=self._limiter)
-
-    async def _rest(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
-
-
-def _begin(log: LogFollower, replay: int, last_event_id: str | None) -> list[LogLine]:
-    if last_event_id and log.resume(last_event_id):
-        return []
-    lines = log.last(replay)
-    log.gap = bool(last_event_id)
-    return lines
+    async for event in stream.events():
+        yield event
 
 
 def _readable(read: Callable[[], Result]) -> Callable[[], Result]:
