@@ -34,6 +34,7 @@ BENCHES = (
     ("memory", False),
     ("imports", False),
     ("middleware", False),
+    ("celery", False),
     ("collectors", False),
 )
 

@@ -80,6 +80,10 @@ def make_app(broker: str, metrics: Metrics, **settings: Any) -> Celery:
     def limited_softly() -> None:
         time.sleep(DEADLINE_SECONDS)
 
+    @task(name="work")
+    def work(seconds: float) -> None:
+        time.sleep(seconds)
+
     @task(name="sleep")
     def sleep(seconds: float, started: str) -> None:
         Path(started).touch()
@@ -121,14 +125,13 @@ if "JOBS_FOLDER" in os.environ:
 
 @contextlib.contextmanager
 def worker(broker: str, folder: Path, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker in a process of its own, that is ready; ended warmly."""
-    ready = len(records(folder, "celery_worker"))
+    """The first worker on a folder, in a process of its own, that is ready; ended warmly."""
     environment = os.environ | {"JOBS_BROKER": broker, "JOBS_FOLDER": str(folder)}
     command = [sys.executable, "-m", "celery", "-A", "integrations.jobs", "worker", "-l", "WARNING", *options]
     with folder.with_name("worker.log").open("ab") as log:
         process = subprocess.Popen(command, cwd=TESTS, env=environment, stdout=log, stderr=log)
     try:
-        eventually(lambda: process.poll() is not None or len(records(folder, "celery_worker")) > ready)
+        eventually(lambda: process.poll() is not None or records(folder, "celery_worker") != [])
         assert process.poll() is None, folder.with_name("worker.log").read_text()
         yield process
         process.terminate()

@@ -253,7 +253,9 @@ async def track_celery_queue_metrics(
     """
     metrics = session or default_metrics()
     service = None if service_name is None else check_text("service_name", service_name)
-    state = await asyncio.to_thread(queue_depth, check_text("queue_name", queue_name), broker_url)
+    # Here: which application is the current one is a matter of the thread.
+    broker = broker_url if broker_url is not None else configured_broker()
+    state = await asyncio.to_thread(queue_depth, check_text("queue_name", queue_name), broker)
     if state["connected"]:
         for name, value, unit, metadata in measurements(state["target"], queue_name, state):
             metrics.ingest("queue_metrics", name, value, unit, service=service, metadata=metadata)
@@ -261,7 +263,7 @@ async def track_celery_queue_metrics(
 
 
 def configured_broker() -> "str | Celery":
-    """The Celery application of this process where it has a broker, or the URL in the settings.
+    """The current Celery application of this thread where it has a broker, or the URL in the settings.
 
     Raises:
         ConfigError: there is neither.
@@ -285,6 +287,8 @@ def _connection(broker: "str | Celery", timeout: float, options: Mapping[str, An
     except ImportError as error:
         raise ConfigError('Queues need celery: pip install "tallymark[celery]"') from error
     try:
+        if isinstance(broker, str) and "://" not in broker:  # which would be the name of a host
+            raise ValueError
         connection: Any = Connection(broker) if isinstance(broker, str) else broker.connection_for_read()
         driver = connection.transport.driver_type
     except (ValueError, TypeError, KeyError, AttributeError, ImportError):
@@ -315,8 +319,8 @@ def _published(message: object) -> float | None:
         return None
 
 
-def _timestamp(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and 0 < value < 1e11 else None
+def _timestamp(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 < value < 1e11 else None
 
 
 def _state(depth: int, published: float | None, unacked: object) -> dict[str, Any]:

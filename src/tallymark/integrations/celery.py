@@ -6,6 +6,7 @@
 Put it where the application is made: whoever publishes tasks needs it as much as whoever runs them.
 """
 
+import atexit
 import logging
 import math
 import mmap
@@ -78,6 +79,9 @@ def instrument(app: Celery, metrics: "Metrics | None" = None) -> "CeleryMetrics"
     - ``end_to_end_ms``: from when the task was first published, through its retries, until the run ended.
 
     The last two compare the clocks of two machines, and are 0 where these say less than that.
+
+    A worker records that it is ready (``celery_worker``/``ready``, the number of its processes) and that it ended
+    (``stopped``, how many seconds it worked).
 
     The trace id of a record is that of the request, or the task, that published it, and it is
     :data:`~tallymark.trace.current_trace_id` while the task runs; so is the session.
@@ -280,10 +284,15 @@ class CeleryMetrics:
             self._record("celery_task", named, 0.0, "ms", False, error, metadata)
 
     def _on_ready(self, sender: Any, **_: object) -> None:
-        # Besides being worth knowing, this makes the main process look after the journals of children that are gone.
+        # Besides being worth knowing, these make the main process see to the journals of children that are gone: while
+        # it works, and when it ends. Celery's own signal for the end comes when the recorder has been stopped.
         if sender.app is self._app:
             processes = getattr(sender.pool, "num_processes", None) or 1
             self._record("celery_worker", "ready", processes, "1", None, None, {"worker": str(sender.hostname)})
+            atexit.register(self._guarded(self._on_exit), worker=str(sender.hostname), began=perf_counter_ns())
+
+    def _on_exit(self, worker: str, began: int) -> None:
+        self._record("celery_worker", "stopped", (perf_counter_ns() - began) / 1e9, "s", None, None, {"worker": worker})
 
     # What a record says
 

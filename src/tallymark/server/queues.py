@@ -64,7 +64,11 @@ async def track(
     """The depth of the queue, and the age of its oldest message where that is known. The messages stay as they are."""
     queue = _checked("queue_name", queue_name)
     service = context.metrics.service if service_name is None else _checked("service_name", service_name)
-    records = await to_thread.run_sync(_track, context, queue, service)
+    try:
+        broker = _broker(context.settings)
+        records = await to_thread.run_sync(_track, context, broker, queue, service)
+    except ConfigError as error:
+        raise ProblemError(503, f"{error}.", kind="broker", title="The broker is not configured") from None
     return json_response({"count": len(records), "metrics": [metric_json(record) for record in records]}, 201)
 
 
@@ -75,11 +79,8 @@ def _checked(field: str, value: str) -> str:
         raise invalid([(f"query.{field}", str(error))]) from None
 
 
-def _track(context: Context, queue: str, service: str) -> list[Record]:
-    try:
-        state = queue_depth(queue, _broker(context.settings))
-    except ConfigError as error:
-        raise ProblemError(503, f"{error}.", kind="broker", title="The broker is not configured") from None
+def _track(context: Context, broker: Any, queue: str, service: str) -> list[Record]:
+    state = queue_depth(queue, broker)
     if not state["connected"]:
         detail = f"The broker at {state['target']} could not be asked: {state['reason']}."
         raise ProblemError(503, detail, kind="broker", title="The broker is not available")
