@@ -22,7 +22,7 @@ GROWTH_MIB = 16
 """What the main process may grow by over the other 8,000 tasks, some 200 processes and one kill a second."""
 JOURNALS = 1_000
 """Each process leaves a journal behind; so many at once would say that nobody takes them away."""
-SECONDS = 200
+SECONDS = 400
 
 
 class Evidence:
