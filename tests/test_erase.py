@@ -232,10 +232,8 @@ def test_a_writer_that_never_stops_is_not_disturbed(folder: Path) -> None:
 
 
 WRITER = f"""
-import json, pathlib, sys
+import json, pathlib, sys, time
 from tallymark import Metrics
-from tallymark.lane import JOURNALS
-from tallymark.shipper import shipping_lock
 folder = pathlib.Path(sys.argv[1])
 counts = {{"subject": 0, "other": 0}}
 metrics = Metrics(folder, service="writer", max_queue_size=20_000_000)
@@ -245,6 +243,7 @@ while not (folder / "stop").exists():
         kind = "other" if number % 4 else "subject"
         metrics.record("job", kind, 1.0, session_id={SUBJECT!r} if kind == "subject" else f"o{{number}}")
         counts[kind] += 1
+    time.sleep(0.001)  # millions of records would only take longer
 metrics.stop(60)
 print(json.dumps(counts))
 """

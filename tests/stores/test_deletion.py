@@ -117,7 +117,6 @@ def test_the_stores_own_rows_stay(lake: Lake) -> None:
 def test_records_come_into_the_books_as_deleted_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than go in one commit."""
     monkeypatch.setattr("tallymark.stores.lake.MAX_IDS", 7)
-    monkeypatch.setattr(deletion, "MAX_JOURNALS", 2)
     rows = [row(seq, journal=JOURNALS[seq % 3], timestamp=NOON + seq * DAY // 16) for seq in range(80)]
     of_session = [one | {"session_id": "s"} for one in rows[::2]]
     lake.write(batch(of_session + rows[1::2]))

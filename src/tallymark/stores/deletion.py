@@ -5,22 +5,16 @@ metric types. Whatever else a query asks for is looked up first, and the records
 That also gives every condition, those on metadata too, exactly the meaning that it has in a query.
 """
 
-from collections import Counter
 from dataclasses import replace
 from typing import Final
-
-import pyarrow as pa
 
 from tallymark.errors import QueryError
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Filter, Query
-from tallymark.stores.delta import DAY_NS, utc_day
+from tallymark.stores.delta import DAY_NS
 
-MAX_IDS: Final = 50_000
-"""So many records are deleted by their ids in one commit: its text is in the log for an hour or more."""
-
-MAX_JOURNALS: Final = 64
-"""Of so many journals: the time that DataFusion takes for a condition grows faster than its length."""
+MAX_IDS: Final = 250_000
+"""So many records are deleted by their ids in one commit; each takes some memory."""
 
 _OWN: Final = Filter("metric_type", "!=", RESERVED_TYPE)
 
@@ -55,20 +49,3 @@ def condition(query: Query) -> str | None:
     if query.end is not None:
         terms.append(f"timestamp < {query.end}")
     return " AND ".join(terms)
-
-
-def these(ids: pa.Table) -> tuple[str, dict[str, int]]:
-    """The condition that is true for the first of these records (journal, seq, timestamp; in the order of time), and
-    how many of them are of each day: as many as one commit deletes well.
-    """
-    numbers: dict[str, list[int]] = {}
-    times = []
-    columns = (ids[column].to_pylist() for column in ("journal", "seq", "timestamp"))
-    for journal, seq, timestamp in zip(*columns, strict=True):
-        if journal not in numbers and len(numbers) == MAX_JOURNALS:
-            break
-        numbers.setdefault(journal, []).append(seq)
-        times.append(timestamp)
-    terms = (f"(journal = '{journal}' AND seq IN ({', '.join(map(str, seqs))}))" for journal, seqs in numbers.items())
-    sql = f"timestamp >= {times[0]} AND timestamp <= {times[-1]} AND ({' OR '.join(terms)})"
-    return sql, Counter(map(utc_day, times))

@@ -92,13 +92,15 @@ class Deletion:
     Attributes:
         version: of the table, in which the rows were counted.
         days: how many rows of each day (``2025-01-31``) go.
-        condition: SQL that is true for them; None where the days go as a whole, of which only the log is touched. Of
-            the others the files are written anew.
+        condition: SQL that is true for them, within these days.
+        ids: journal, seq and timestamp of each of them. Without either the days go as a whole; then only the log is
+            touched, otherwise files are written anew.
     """
 
     version: int
     days: Mapping[str, int]
     condition: str | None = None
+    ids: pa.Table | None = None
 
     @property
     def rows(self) -> int:
@@ -271,12 +273,24 @@ class Delta:
             CommitFailedError: the table has changed since they were counted, in a way that matters.
         """
         table = DeltaTable(self._folder, version=deletion.version)
-        days = ", ".join(f"'{day}'" for day in deletion.days)
         deleted = (table.transaction_version(DELETED) or 0) + deletion.rows
+        properties = CommitProperties(app_transactions=[Transaction(DELETED, deleted)])
+        if deletion.ids is not None:
+            # Not as a condition: of one with very many numbers delta-rs makes a tree that overflows its stack.
+            table.merge(
+                _dated(deletion.ids),
+                "t.date = i.date AND t.journal = i.journal AND t.seq = i.seq",
+                source_alias="i",
+                target_alias="t",
+                writer_properties=_WRITER,
+                commit_properties=properties,
+            ).when_matched_delete().execute()
+            return
+        days = ", ".join(f"'{day}'" for day in deletion.days)
         table.delete(
             f"date IN ({days})" + (f" AND ({deletion.condition})" if deletion.condition else ""),
             writer_properties=_WRITER,
-            commit_properties=CommitProperties(app_transactions=[Transaction(DELETED, deleted)]),
+            commit_properties=properties,
         )
 
     def file_sizes(self) -> dict[str, list[int]]:

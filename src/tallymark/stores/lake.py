@@ -25,7 +25,7 @@ from tallymark.lane_reader import lanes
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import MAX_ROWS, Filter, Query
 from tallymark.store import StoreInfo
-from tallymark.stores.deletion import MAX_IDS, by_day, condition, these
+from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off, utc_day
 from tallymark.stores.duck import Engine, FileGone, Statement, aggregate_sql, ids_sql, scan_sql
 from tallymark.stores.retention import ClockWatch, Retention
@@ -177,7 +177,7 @@ class Lake:
             statement = Statement()
             records = statement.records(snapshot.files)
             ids = self._engine.run(statement, ids_sql(statement, records, days, MAX_IDS), _NOTHING)
-            sql, counts = these(ids)
+            return Deletion(snapshot.version, Counter(map(utc_day, ids["timestamp"].to_numpy().tolist())), ids=ids)
         return Deletion(snapshot.version, counts, sql)
 
     def find(self, query: Query, rows: pa.Table) -> pa.Table:
