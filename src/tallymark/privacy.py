@@ -201,8 +201,11 @@ _CARDS: Final = frozenset(
 _DIGIT_RUNS: Final = re.compile(
     _START
     + r"(?:[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])"  # a UUID may look like four groups
-    + r"|(?<![0-9]\.)([0-9]++(?:[ -][0-9]++)*)(?![0-9A-Za-z]|\.[0-9]))"  # not the digits of 0.4532015112830366
+    + r"|([0-9]++(?:[ -][0-9]++)*)(?![0-9A-Za-z]|\.[0-9]))"
 ).finditer
+
+
+_FRACTION: Final = re.compile(r"[0-9]\.[0-9]+").fullmatch  # 0.4532015112830366
 
 
 def _is_card(digits: str) -> bool:
@@ -215,6 +218,8 @@ def _is_card(digits: str) -> bool:
 def _find_cards(text: str) -> Iterator[tuple[int, int]]:
     for run in _DIGIT_RUNS(text):
         if run[1] is None or len(run[1]) < 13:
+            continue
+        if _FRACTION(text, max(0, run.start() - 2), run.end()):
             continue
         groups = [(found.start() + run.start(), found[0]) for found in re.finditer("[0-9]+", run[1])]
         end = 0

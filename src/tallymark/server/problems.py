@@ -207,7 +207,7 @@ async def _unexpected_problem(request: Request, error: Exception) -> Response:
 
 
 def _place(location: Sequence[str | int]) -> str:
-    return ".".join(str(part) for part in location)
+    return ".".join(_shown(str(part)) for part in location)
 
 
 def _rule(error: Mapping[str, Any]) -> str:
