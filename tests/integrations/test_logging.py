@@ -385,6 +385,7 @@ def test_ids_of_users() -> None:
     assert line_of("x", admin_user_id=pseudonym)["admin_user_id"] == pseudonym
     assert line_of("x", admin_user_id="admin_99999")["admin_user_id"] == "[forbidden]"
     assert line_of("x", password=pseudonym)["password"] == "[forbidden]"
+    assert line_of("x", admin_user_id=None)["admin_user_id"] is None
     record = logging.makeLogRecord({"msg": "x", "admin_user_id": 99999, "password": "p"})
     line = json.loads(JsonFormatter("shop", raw_ids=True).format(record))
     assert (line["admin_user_id"], line["password"]) == (99999, "[forbidden]")

@@ -94,7 +94,11 @@ class _Fields:
     def named(self, key: str, value: object, depth: int = 1) -> object:
         """The value of a field, where it may be told."""
         word = _forbidden(key)
-        if word is None or (word == "user_id" and (self._raw_ids or (isinstance(value, str) and _is_pseudonym(value)))):
+        if (
+            value is None
+            or word is None
+            or (word == "user_id" and (self._raw_ids or (isinstance(value, str) and _is_pseudonym(value))))
+        ):
             return self.value(value, depth)
         return FORBIDDEN
 
