@@ -179,10 +179,11 @@ async def _validation_problem(request: Request, error: Exception) -> Response:
 async def _query_problem(request: Request, error: Exception) -> Response:
     part, colon, rule = str(error).partition(": ")
     # Such a message quotes what it is about, for people at a terminal. Here it may come from anybody.
-    sent = [repr(value) for value in request.query_params.values()]
+    # A space may have been a plus that was not escaped, and is quoted as one.
+    sent = [repr(value).replace(" ", "+") for value in request.query_params.values()]
 
     def hidden(quote: re.Match[str]) -> str:
-        return "…" if any(quote[2] in value for value in sent) else quote[0]
+        return "…" if any(quote[2].replace(" ", "+") in value for value in sent) else quote[0]
 
     rule = _QUOTE.sub(hidden, rule if colon else part)
     return invalid([(f"query.{part}" if colon and part.isidentifier() else "query", rule)]).response()
