@@ -74,14 +74,14 @@ static const char ibans[] =
     "UA29VA22VG24XK20YE30";
 static unsigned char iban_lengths[32][32];
 
-/* What other secrets begin with. */
+/* What other secrets begin with, by their first byte. */
 static const char *const heads[] = {
-    "eyJ", "PRIVATE KEY", "AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "GOCSPX-", "ghp_", "gho_", "ghu_", "ghs_",
-    "ghr_", "github_pat_", "glpat-", "glptt-", "gldt-", "glrt-", "glsoat-", "xox", "xapp-", "hooks.slack.com/", "sk_live_",
-    "sk_test_", "rk_live_", "rk_test_", "whsec_", "sk-", "npm_", "pypi-", "hf_", "SG.", "dop_v1_", "doo_v1_", "dor_v1_",
-    "dckr_pat_", "shpat_", "shpca_", "shppa_", "shpss_", "hvs.",
+    "AKIA", "ASIA", "ABIA", "ACCA", "AIza", "GOCSPX-", "PRIVATE KEY", "SG.", "dop_v1_", "doo_v1_", "dor_v1_", "dckr_pat_",
+    "eyJ", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "glptt-", "gldt-", "glrt-", "glsoat-",
+    "hooks.slack.com/", "hf_", "hvs.", "npm_", "pypi-", "rk_live_", "rk_test_", "sk_live_", "sk_test_", "sk-", "shpat_",
+    "shpca_", "shppa_", "shpss_", "whsec_", "xox", "xapp-", "ya29.", NULL,
 };
-static unsigned char head_of[256]; /* whether one begins with this byte */
+static const char *const *heads_of[256]; /* the first of those that begin with this byte */
 
 static void make_kinds(void)
 {
@@ -93,9 +93,9 @@ static void make_kinds(void)
     }
     for (const char *p = ibans; *p; p += 4)
         iban_lengths[p[0] & 31][p[1] & 31] = (unsigned char)((p[2] - '0') * 10 + p[3] - '0');
-    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        head_of[(unsigned char)heads[i][0]] = 1;
-    head_of['b'] = head_of['B'] = 1; /* Bearer, in upper and lower case */
+    for (const char *const *head = heads; *head != NULL; head++)
+        if (heads_of[(unsigned char)**head] == NULL)
+            heads_of[(unsigned char)**head] = head;
 }
 
 /* Whether so many digits follow each other, with one space or dash between any two of them at most. */
@@ -137,14 +137,14 @@ static int begins_private(const unsigned char *s, const unsigned char *end)
                has_digits(s, end, 13);
     if (has_iban(s, end))
         return 1;
-    if (!head_of[c])
-        return 0;
-    if (c == 'b' || c == 'B')
+    if (c == 'b' || c == 'B') /* Bearer, in upper and lower case */
         return end - s > 7 && (s[1] | 32) == 'e' && (s[2] | 32) == 'a' && (s[3] | 32) == 'r' && (s[4] | 32) == 'e' &&
                (s[5] | 32) == 'r';
-    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
-        size_t n = strlen(heads[i]);
-        if (heads[i][0] == c && (size_t)(end - s) >= n && memcmp(heads[i], s, n) == 0)
+    for (const char *const *head = heads_of[c]; head != NULL && *head != NULL && (unsigned char)**head == c; head++) {
+        Py_ssize_t i = 1;
+        while ((*head)[i] != 0 && i < end - s && (unsigned char)(*head)[i] == s[i])
+            i++;
+        if ((*head)[i] == 0)
             return 1;
     }
     return 0;
