@@ -313,7 +313,7 @@ def log(folder: Path) -> Path:
 
 @pytest.fixture
 def handler(log: Path) -> Iterator[JsonLinesHandler]:
-    handler = JsonLinesHandler(log, max_bytes=4_000, keep=5)
+    handler = JsonLinesHandler(log, max_bytes=4_000, keep=100)
     logger = logging.getLogger("tallymark.events")
     logger.addHandler(handler)
     level = logger.level
@@ -325,7 +325,7 @@ def handler(log: Path) -> Iterator[JsonLinesHandler]:
 
 
 def lines_of(log: Path) -> list[dict[str, Any]]:
-    files = sorted(log.parent.glob("metrics.jsonl*"), key=lambda path: path.suffix, reverse=True)
+    files = sorted(log.parent.glob("metrics.jsonl*"), key=lambda file: -int(file.suffix[1:].replace("jsonl", "0")))
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
 
 
