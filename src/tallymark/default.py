@@ -45,7 +45,7 @@ def _make() -> "Metrics":
     global _default
     with _making:
         if _default is None:
-            made = _from(_settings())
+            made = _from(load_settings())
             made.start()
             _default = made
         return _default
@@ -57,7 +57,12 @@ def _from(settings: "Settings") -> "Metrics":
     return Metrics(settings.store, service=settings.service, enabled=settings.enabled, pii=settings.pii)
 
 
-def _settings() -> "Settings":
+def load_settings() -> "Settings":
+    """The settings of this process.
+
+    Raises:
+        ConfigError: a setting is not valid, or the package that reads them is missing.
+    """
     try:
         from tallymark.config import settings
     except ModuleNotFoundError as error:

@@ -74,10 +74,11 @@ def install(
 
     Raises:
         ValueError: there is no such level.
+        ConfigError: a setting is not valid, or the package that reads them is missing.
     """
-    from tallymark.config import settings
+    from tallymark.default import load_settings
 
-    current = settings()
+    current = load_settings()
     if not current.enabled:
         return logging.NullHandler()
     target = logger if isinstance(logger, logging.Logger) else logging.getLogger(logger)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
-from tallymark.errors import ConfigError
 from tallymark.model import MAX_ID_LENGTH, check_duration, check_text
 from tallymark.review.corrections import CORRECTION, LABEL, checked_details, measured
 from tallymark.review.pseudonyms import Kind, Pseudonyms
@@ -14,7 +13,6 @@ from tallymark.review.sessions import SESSION, ProcessingTimer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tallymark.config import Settings
     from tallymark.recorder import Metrics
 
 SYSTEM_METRIC: Final = "system_metric"
@@ -55,9 +53,9 @@ class MetricsService:
         correction_rate_percent: float | None = None,
     ) -> None:
         if metrics is None:
-            from tallymark.default import default_metrics
+            from tallymark.default import default_metrics, load_settings
 
-            metrics, settings = default_metrics(), _settings()
+            metrics, settings = default_metrics(), load_settings()
             secret = settings.pseudonym_key
             raw_ids = settings.raw_ids if raw_ids is None else raw_ids
             pseudonym_key = secret.get_secret_value() if pseudonym_key is None and secret else pseudonym_key
@@ -283,16 +281,6 @@ def _log_event(event_type: str, message: str, **fields: object) -> None:
     log_event = getattr(sys.modules.get("tallymark.integrations.logging"), "log_event", None)
     if log_event is not None:
         log_event(event_type, message, **fields)
-
-
-def _settings() -> "Settings":
-    try:
-        from tallymark.config import settings
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f'settings need {error.name}, which is not installed; hint: pip install "tallymark[config]"'
-        ) from None
-    return settings()
 
 
 _service: MetricsService | None = None
