@@ -1,5 +1,6 @@
 """What the README shows works as it is written there."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -53,6 +54,16 @@ def test_every_link_within_the_repository_leads_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_what_the_pages_import_is_there() -> None:
+    """Their samples need brokers and databases; that each name exists can be checked without."""
+    for page in (ROOT / "docs").glob("*.md"):
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+            imports = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]
+            for node in imports:
+                if "tallymark" in ast.unparse(node):
+                    exec(ast.unparse(node), {})
 
 
 def test_the_map_of_the_architecture_names_files_that_exist() -> None:
