@@ -4,12 +4,15 @@ import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lakes import DAY, NOON, batch, count, lake_with, row
 
+from tallymark.errors import ConfigError
 from tallymark.stores.lake import Lake
 from tallymark.stores.retention import HOUR_NS, MAX_JUMP_NS, MAX_OFF_NS, ClockWatch, Retention, boot_id
+from tallymark.testing import ManualClock
 
 
 class HandClock:
@@ -158,3 +161,87 @@ def test_one_maintains_and_the_others_leave_it_alone(lake: Lake, clock: HandCloc
         assert lake.maintain(clock).held == "another process is at it"
     assert lake.maintain(clock).held != "another process is at it"
     assert json.loads((tmp_path / "clock.json").read_text())["wall"] == clock.wall
+
+
+# -- by metric type ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, clock: HandClock) -> Lake:
+    """Records of 60 days and three metric types."""
+    lake = lake_with(tmp_path)
+    types = ("request", "audit", "trace's")
+    rows = [(ago, metric_type) for ago in range(60) for metric_type in types]
+    lake.write(
+        batch(
+            [
+                row(seq, metric_type=metric_type, timestamp=clock.wall - ago * DAY)
+                for seq, (ago, metric_type) in enumerate(rows)
+            ]
+        )
+    )
+    return lake
+
+
+def left(lake: Lake) -> list[int]:
+    return [count(lake, metric_type=metric_type) for metric_type in ("request", "audit", "trace's")]
+
+
+def test_each_metric_type_is_kept_for_its_own_time(mixed: Lake, clock: HandClock, tmp_path: Path) -> None:
+    steady(clock, tmp_path)
+    retention = Retention(20, {"audit": 0, "trace's": 7})
+    assert mixed.maintain(clock, retention).deleted == 40 + 53
+    assert left(mixed) == [20, 60, 7]
+    assert mixed.maintain(clock, retention).deleted == 0
+    clock.run(DAY)
+    assert mixed.maintain(clock, retention).deleted == 2
+    info = mixed.info()
+    assert (info.stored, info.deleted, info.recorded) == (85, 95, 180)
+
+
+def test_zero_days_are_for_ever(mixed: Lake, clock: HandClock, tmp_path: Path) -> None:
+    steady(clock, tmp_path)
+    assert mixed.maintain(clock, Retention(0)).deleted == 0
+    assert mixed.maintain(clock, Retention(0, {"audit": 30})).deleted == 30
+    assert left(mixed) == [60, 30, 60]
+
+
+@pytest.mark.parametrize("years", [10, 70, -10])
+def test_a_jump_deletes_nothing_of_any_type(mixed: Lake, tmp_path: Path, years: int) -> None:
+    clock = ManualClock(NOON + 100 * DAY)
+    retention = Retention(20, {"audit": 1, "trace's": 50})
+    mixed.maintain(clock, retention)
+    clock.advance(86_400)
+    clock.set(clock.time_ns() + years * 365 * DAY)
+    for _ in range(20):
+        assert mixed.maintain(clock, retention).deleted == 0
+        clock.advance(3_600)
+    clock.set(clock.time_ns() - years * 365 * DAY)  # and back
+    for _ in range(20):
+        assert mixed.maintain(clock, retention).deleted == 0
+        clock.advance(3_600)
+    assert left(mixed) == [60, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("days", "by_type"),
+    [
+        (-1, {}),
+        (float("nan"), {}),
+        (float("inf"), {}),
+        (True, {}),
+        ("30", {}),
+        (30, {"a": -1}),
+        (30, {"a": None}),
+        (30, {"": 1}),
+        (30, {"tallymark": 1}),
+        (30, {f"type {number}": 1 for number in range(64)}),
+    ],
+)
+def test_a_retention_that_is_none(days: Any, by_type: Any) -> None:
+    with pytest.raises(ConfigError, match="retention"):
+        Retention(days, by_type)
+
+
+def test_very_many_days_are_no_error() -> None:
+    assert Retention(1e300, {"a": 1e9}).expired(NOON) == []

@@ -18,6 +18,9 @@ from tallymark.query import MAX_FILTERS, Filter, Query
 
 DAY_NS: Final = 86_400_000_000_000
 
+MAX_DAYS: Final = 100_000
+"""More days than there are timestamps for."""
+
 HOUR_NS: Final = 3_600_000_000_000
 
 STEADY_NS: Final = 24 * HOUR_NS
@@ -66,7 +69,7 @@ class Retention:
         rules += [(days, (Filter("metric_type", "=", metric_type),)) for metric_type, days in self.by_type.items()]
         found = []
         for days, filters in rules:
-            end = (now - int(days * DAY_NS)) // DAY_NS * DAY_NS
+            end = (now - int(min(days, MAX_DAYS) * DAY_NS)) // DAY_NS * DAY_NS
             if days and end > 0:
                 found.append(Query(end=end, filters=filters))
         return found
