@@ -19,6 +19,7 @@ from pyarrow import parquet
 from tallymark.errors import QueryError
 from tallymark.query import Query
 from tallymark.stores import deletion
+from tallymark.stores.delta import Deletion
 from tallymark.stores.lake import Lake
 
 from .test_answers import HOSTILE, ranges, records
@@ -160,10 +161,10 @@ def test_a_deletion_that_others_come_before_is_done_again(lake: Lake, tmp_path: 
     lake.write(batch([row(0, metric_type=text), row(1, metric_type=text, timestamp=NOON + DAY), row(2)]))
     delete, late = lake._delta.delete, [3, 4]
 
-    def delete_late(planned: Any) -> None:
+    def delete_late(deletion: Deletion) -> None:
         if late:
             lake_with(tmp_path / "metrics").write(batch([row(late.pop(0), metric_type=text)]))
-        delete(planned)
+        delete(deletion)
 
     lake._delta.delete = delete_late  # type: ignore[method-assign]
     query = Query.build(agg=(), metric_type=text)

@@ -278,7 +278,7 @@ def info(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> N
       tallymark info
       tallymark info ./demo-metrics --json
 
-    The books of a store: recorded = stored + pending + dropped. Pending records are already part of every
+    The books of a store: recorded = stored + pending + dropped + deleted. Pending records are already part of every
     answer; they only wait to be moved into Parquet.
     """
     from rich import filesize
@@ -293,6 +293,7 @@ def info(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> N
         "stored": found.stored,
         "pending": found.pending,
         "dropped": dict(found.dropped),
+        "deleted": found.deleted,
         "bytes": found.bytes,
     }
     if as_json:
@@ -307,5 +308,6 @@ def info(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> N
             {"": "stored", "records": found.stored, "note": f"{filesize.decimal(found.bytes)} in Parquet"},
             {"": "pending", "records": found.pending, "note": "in journals"},
             {"": "dropped", "records": dropped, "note": reasons},
+            {"": "deleted", "records": found.deleted, "note": "too old, or erased"},
         ],
     )
