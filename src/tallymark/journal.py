@@ -48,8 +48,8 @@ RETRY_NS: Final = 50_000_000
 PATIENCE_NS: Final = 10_000_000
 """How long a frame that finds every lane held waits for one before it opens another."""
 
-HELD_NS: Final = 100_000_000
-"""How long it waits where no other may be opened."""
+HELD_NS: Final = 1_000_000_000
+"""How long it waits where no other may be opened: longer than a busy machine keeps the thread that holds one waiting."""
 
 STATS_ATTEMPTS: Final = 100
 """How often statistics are taken again because lanes changed places meanwhile."""
