@@ -68,7 +68,7 @@ def run(quick: bool = False) -> list[Row]:
             "the same worker, not instrumented",
             1e6 * bare,
             1 / 0.95,
-            f"{bare / ours:.2f} times the tasks a CPU; two processes, Redis, median of {turns} turns of {tasks:,} tasks",
+            f"{bare / ours:.2f} of the tasks a CPU; two processes, Redis, median of {turns} turns of {tasks:,} tasks",
         )
     ]
 
