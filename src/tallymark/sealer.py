@@ -180,6 +180,7 @@ class Sealer:
         if self._pid == os.getpid():
             return
         self._pid = os.getpid()
+        self._looked = self._sealed = time.monotonic()  # or all of many young children would ship at once
         self._starting = _thread.allocate_lock()
         child, self._child = self._child, None
         if child is not None:
