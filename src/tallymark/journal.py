@@ -49,7 +49,7 @@ PATIENCE_NS: Final = 10_000_000
 """How long a frame that finds every lane held waits for one before it opens another."""
 
 HELD_NS: Final = 1_000_000_000
-"""How long it waits where no other may be opened: longer than a busy machine keeps the thread that holds one waiting."""
+"""How long it waits where no other may be opened: a busy machine may keep the thread that holds one from running."""
 
 STATS_ATTEMPTS: Final = 100
 """How often statistics are taken again because lanes changed places meanwhile."""
