@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tallymark
 from tallymark import Metrics
 from tallymark.errors import QueryError
+from tallymark.query import Query
 from tallymark.reader import Reader
 from tallymark.server.overview import (
     MAX_OPERATIONS,
@@ -24,6 +26,7 @@ from tallymark.server.overview import (
     overview,
     sparklines,
 )
+from tallymark.store import open_store
 
 Record = Callable[..., None]
 SpanOf = Callable[..., Span]
@@ -302,5 +305,18 @@ def test_ingest_tells_the_books(record: Record, look: Look) -> None:
     record(1)
     after = look()["ingest"]
     assert after["recorded"] == before["recorded"] + 1
-    assert after["recorded"] == after["stored"] + after["pending"] + sum(after["dropped"].values())
+    assert after["recorded"] == after["stored"] + after["pending"] + sum(after["dropped"].values()) + after["deleted"]
     assert Path(after["store"]).is_absolute()
+
+
+def test_what_was_forgotten_stays_in_the_books(shared: tuple[Metrics, Reader], record: Record, look: Look) -> None:
+    metrics = shared[0]
+    record(1, "to be forgotten")
+    metrics.flush()
+    before = look()["ingest"]
+    with closing(open_store(metrics.store)) as lake:
+        assert lake.delete(Query.build(agg=(), where='name="to be forgotten"')) == 1
+    after = look()["ingest"]
+    assert after["deleted"] == before["deleted"] + 1
+    assert after["stored"] == before["stored"] - 1
+    assert after["recorded"] == before["recorded"]

@@ -70,6 +70,7 @@ def test_everything_that_was_recorded_is_shown(page: Page) -> None:
     expect(page.locator(".chart").filter(has_text="CPU")).to_contain_text("8 cores")
     expect(page.locator(".chart").filter(has_text="Memory")).to_contain_text("6 GiB of 16 GiB")
     expect(page.locator("[data-ingest=dropped]")).to_contain_text("0")
+    expect(page.locator("[data-ingest=deleted]")).to_contain_text("0")
     expect(page.locator("#banners")).to_be_empty()
 
 

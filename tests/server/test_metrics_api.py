@@ -1,6 +1,7 @@
 """Store over HTTP, read over HTTP."""
 
 import uuid
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import httpx
 import pytest
 
 from tallymark.config import Settings
+from tallymark.query import Query
 from tallymark.recorder import Metrics
 from tallymark.server import create_app
+from tallymark.store import open_store
 
 from .conftest import Start
 
@@ -317,7 +320,7 @@ def test_series_and_info(client: httpx.Client) -> None:
     assert (columns["count"][row], columns["last"][row], columns["unit"][row]) == (3, 2, "ms")
     assert datetime.fromisoformat(columns["last_timestamp"][row]).tzinfo
     info = client.get("/api/v1/info").json()
-    assert info["recorded"] == info["stored"] + info["pending"] + sum(info["dropped"].values())
+    assert info["recorded"] == info["stored"] + info["pending"] + sum(info["dropped"].values()) + info["deleted"]
     assert info["recorded"] >= 3
 
 
@@ -327,6 +330,21 @@ def test_the_server_brings_the_journal_into_the_store(start: Start, tmp_path: Pa
     client.post(BASE, json=metric())
     app.state.context.metrics.flush()
     assert client.get("/api/v1/info").json()["stored"] > 0
+    assert len(listed(client)) == 1
+
+
+def test_what_was_forgotten_stays_in_the_books(start: Start, tmp_path: Path) -> None:
+    app = create_app(Settings(store=tmp_path / "store", collect_system=False))
+    client = start(app)
+    client.post(f"{BASE}batch", json={"metrics": [metric(value=i) for i in range(3)]})
+    app.state.context.metrics.flush()
+    before = client.get("/api/v1/info").json()
+    with closing(open_store(str(tmp_path / "store"))) as lake:
+        assert lake.delete(Query.build(agg=(), where="value>=1", **TYPE)) == 2
+    info = client.get("/api/v1/info").json()
+    assert (before["deleted"], info["deleted"]) == (0, 2)
+    assert info["recorded"] == info["stored"] + info["pending"] + sum(info["dropped"].values()) + 2
+    assert info["recorded"] >= before["recorded"]
     assert len(listed(client)) == 1
 
 

@@ -199,13 +199,14 @@ class Columns(BaseModel):
 
 
 class Info(BaseModel):
-    """The books of the store: recorded = stored + pending + dropped."""
+    """The books of the store: recorded = stored + pending + dropped + deleted."""
 
     url: str = Field(examples=["./metrics"])
     recorded: int
     stored: int
     pending: int = Field(description="in journals, not in the store yet; queries see them")
     dropped: dict[str, int] = Field(description="by reason", examples=[{"journal_full": 0}])
+    deleted: int = Field(description="stored once and forgotten since: too old, or erased", examples=[0])
     bytes: int = Field(description="on disk")
 
 

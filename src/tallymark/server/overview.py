@@ -150,6 +150,7 @@ def overview(reader: Reader, span: Span, service: str | None = None) -> Figures:
             "stored": info.stored,
             "pending": info.pending,
             "dropped": info.dropped,
+            "deleted": info.deleted,
             "bytes": info.bytes,
         },
     }

@@ -159,7 +159,7 @@ async def series(
 
 @queries.get("/info", response_model=Info, responses=documented(503), summary="What the store holds")
 async def info(context: InContext) -> Response:
-    """The books: recorded = stored + pending + dropped."""
+    """The books: recorded = stored + pending + dropped + deleted."""
     held = await context.read(context.reader.info)
     return json_response(
         {
@@ -168,6 +168,7 @@ async def info(context: InContext) -> Response:
             "stored": held.stored,
             "pending": held.pending,
             "dropped": held.dropped,
+            "deleted": held.deleted,
             "bytes": held.bytes,
         }
     )

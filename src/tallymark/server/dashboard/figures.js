@@ -117,14 +117,15 @@ export class Ingest {
   #cells = new Map();
 
   /** Returns warnings as texts. */
-  update({ recorded, stored, pending, dropped, bytes }) {
+  update({ recorded, stored, pending, dropped, deleted, bytes }) {
     const lost = Object.entries(dropped).filter(([, number]) => number > 0);
     const total = lost.reduce((sum, [, number]) => sum + number, 0);
-    this.#set("Recorded", format.exact(recorded), "= stored + pending + dropped");
+    this.#set("Recorded", format.exact(recorded), "= stored + pending + dropped + deleted");
     this.#set("Stored", format.exact(stored), stored ? `${(bytes / stored).toFixed(1)} bytes a record` : "");
     this.#set("Pending", format.exact(pending), "in journals, already visible here");
     const reasons = lost.map(([reason, number]) => `${format.visible(reason)}: ${format.exact(number)}`).join(", ");
     this.#set("Dropped", format.exact(total), reasons, total > 0);
+    this.#set("Deleted", format.exact(deleted), "too old, or erased");
     this.#set("On disk", format.bytes(bytes), "");
     const warnings = [];
     if (total > 0) {
