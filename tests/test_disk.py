@@ -297,4 +297,9 @@ def test_dropped_counts_survive_a_kill(folder: Path) -> None:
 def test_a_program_that_cannot_record_ends_as_ever(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     program = "import sys; from tallymark import Metrics; m = Metrics(sys.argv[1]); m.start(); m.record('a', 'b', 1.0)"
-    assert output(python("-c", program, str(tmp_path / "file" / "below")), 60) == ""
+    process = python("-c", program, str(tmp_path / "file" / "below"))
+    printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, "")
+    # and it says what is wrong, though not one record could be kept
+    assert said.count("records are being dropped, and counted: ") == 1
+    assert "Not a directory" in said

@@ -298,6 +298,7 @@ class Journal:
         self._reason = DROP_REASONS.index(reason)
         self._retry_at = time.monotonic_ns() + RETRY_NS
         self.complaint = complaint
+        self._wake()  # the recorder's thread says so in the log; where no lane was ever opened it is not there yet
 
     def _complete_lane(self, lane: Lane) -> None:
         """Give a lane up to the shippers. Waits for the disk."""
