@@ -17,7 +17,7 @@ demo: setup ## Server, dashboard, a shop under load, this machine's own figures;
 	@exec $(PY) -m tallymark demo
 
 test: setup browser services lint types ## Every check: lint, types, tests, the dashboard in a headless browser
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --dist loadfile
 
 setup: $(READY)
 

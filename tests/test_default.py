@@ -114,17 +114,16 @@ def test_nothing_heavy_is_loaded_before_the_first_call() -> None:
     assert output(python("-c", code)) == "set()\n"
 
 
-@pytest.mark.parametrize("library", ["pydantic", "pydantic_settings"])
-def test_without_the_package_it_says_what_to_install(library: str) -> None:
+def test_without_the_package_it_says_what_to_install() -> None:
     code = (
-        f"import sys; sys.modules[{library!r}] = None\n"
+        "import sys; sys.modules['pydantic'] = None\n"
         "from tallymark import ConfigError\n"
         "from tallymark.default import default_metrics\n"
         "try: default_metrics()\n"
         "except ConfigError as error: print(error)"
     )
     said = output(python("-c", code))
-    assert library in said
+    assert "pydantic" in said
     assert 'pip install "tallymark[config]"' in said
 
 

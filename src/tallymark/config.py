@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 from tallymark import log
 from tallymark.errors import ConfigError
@@ -94,7 +102,7 @@ Urls = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed_urls)]
 Days = Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set. Arguments win over the environment, and that over the file.
 
     Raises:
@@ -102,7 +110,8 @@ class Settings(BaseSettings):
             where the value came from, and never the value.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, enable_decoding=False)
+    # Not pydantic-settings: it does not say where a value came from, and its import alone takes twice that of pydantic.
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     enabled: bool = Field(True, description="Whether anything is recorded at all.")
     store: Annotated[str, Field(min_length=1), BeforeValidator(_path_text)] = Field(
@@ -170,24 +179,13 @@ class Settings(BaseSettings):
             raise ConfigError(refused)
         self._origins.update((name, origin) for name, (_, origin) in found.items())
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is handed over: everything was looked up before, together with its origin."""
-        return (init_settings,)
-
     @field_validator("pii", mode="before")
     @classmethod
     def _check_pii(cls, value: object) -> object:
         if value in PII_ACTIONS:
             return value
-        value = _paired(value)
+        if not isinstance(value, str) or "=" in value or value.lstrip().startswith("{"):
+            value = _paired(value)
         if not isinstance(value, Mapping) or not all(map(_is_rule, value.items())):
             raise ValueError(f"must be mask, reject or allow, or one of them for some of the rules {', '.join(RULES)}")
         return value
@@ -246,8 +244,9 @@ def _in_environment() -> Found:
         for variable, name in OTHER_NAMES.items()
         if os.environ.get(variable)
     }
-    for name, value in EnvSettingsSource(Settings, env_prefix=PREFIX)().items():
-        found[name] = (value, f"environment variable {PREFIX}{name.upper()}")
+    for variable, name in known.items():
+        if os.environ.get(variable):
+            found[name] = (os.environ[variable], f"environment variable {variable}")
     return found
 
 

@@ -66,7 +66,7 @@ def load_settings() -> "Settings":
     try:
         from tallymark.config import settings
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("pydantic", "pydantic_settings"):
+        if (error.name or "").partition(".")[0] != "pydantic":
             raise
         raise ConfigError(
             f'settings need {error.name}, which is not installed; hint: pip install "tallymark[config]"'
