@@ -1,54 +1,62 @@
 """Put in anywhere, found nowhere: one secret of each kind through every way in, and then every byte is read.
 
-A further way in is one line in :data:`RECORDERS` (it is given a recorder and a text) or :data:`REQUESTS` (a client of
-a server, and a text; it returns the answer).
+A further way in is one line in :data:`RECORDERS`, :data:`LAYERS` or :data:`LOGGED` (it is given a recorder and a text)
+or :data:`REQUESTS` (a client of a server, and a text; it returns the answer).
 """
 
 import asyncio
 import contextlib
-import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import pyarrow.parquet
 import pytest
-from deltalake import DeltaTable
-from recording import DEADLINE_SECONDS, live, recording, ship, stored
+from canaries import (
+    CANARIES,
+    TEXTS,
+    assert_no_canary,
+    assert_nothing_is_kept,
+    assert_nothing_is_logged,
+    in_path,
+    one_line,
+    refused,
+)
+from celery import Celery
+from kombu import Connection, Queue
+from recording import DEADLINE_SECONDS, eventually, live, recording, ship, stored
 from serving import serving
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from typer.testing import CliRunner
 
-from tallymark import Metrics
+from tallymark import Metrics, processing
+from tallymark.cli import app as program
+from tallymark.collectors.postgres import PostgresCollector
+from tallymark.collectors.queues import QueueCollector, queue_depth
+from tallymark.collectors.redis import RedisCollector
+from tallymark.collectors.target import TargetCollector
 from tallymark.config import Settings
+from tallymark.config import settings as settings_of_process
+from tallymark.errors import ConfigError
 from tallymark.integrations.asgi import MetricsMiddleware
+from tallymark.integrations.celery import instrument, uninstrument
+from tallymark.integrations.log_lines import MAX_STACK, MAX_TEXT
+from tallymark.integrations.logging import install, log_event
+from tallymark.pipeline import PipelineRun
 from tallymark.privacy import RULES, mask_text
+from tallymark.review import MetricsService
 from tallymark.server import create_app
 from tallymark.server.serve import Server
-from tallymark.trace import current_trace_id
+from tallymark.trace import current_session_id, current_trace_id
 
-CANARIES = {
-    "private_key": (
-        "-----BEGIN " + "PRIVATE KEY-----\nMIICanaryCanaryCanary\n-----END PRIVATE KEY-----",
-        "CanaryCanary",
-    ),
-    "jwt": ("ey" + "JhbGciOiJIUzI1NiJ9.eyJjYW5hcnkiOiJjYW5hcnkifQ.Y2FuYXJ5Y2FuYXJ5", "eyJjYW5hcnki"),
-    "cloud_key": ("AK" + "IACANARYCANARY0000", "CANARYCANARY0000"),
-    "bearer_token": ("Bearer canary0canary0canary0", "canary0canary0"),
-    "password": ("amqp://app:canary!pw@broker/", "canary!pw"),
-    "email": ("canary.bird@example.com", "canary.bird"),
-    "iban": ("GB82 WEST 1234 5698 7654 32", "1234 5698 7654"),
-    "card": ("5105 1051 0510 5100", "1051 0510"),
-}
-"""Of each rule: a text, and what of it must not be found."""
+Entry = Callable[[Metrics, str], object]
 
-RECORDERS: dict[str, Callable[[Metrics, str], object]] = {
+RECORDERS: dict[str, Entry] = {
     "record: metric_type": lambda metrics, text: metrics.record(text, "b", 1.0),
     "record: name": lambda metrics, text: metrics.record("a", text, 1.0),
     "record: unit": lambda metrics, text: metrics.record("a", "b", 1.0, text),
@@ -73,6 +81,62 @@ RECORDERS: dict[str, Callable[[Metrics, str], object]] = {
     "refused: outcome": lambda metrics, text: refused(lambda: metrics.record("a", "b", 1.0, success=text)),  # type: ignore[arg-type]
     "dropped in a block": lambda metrics, text: dropped(metrics, text),
     "long error": lambda metrics, text: metrics.record("a", "b", 1.0, error="x " * 490 + text + " y" * 9_000),
+}  # fmt: skip
+
+LAYERS: dict[str, Entry] = {
+    "review: session": lambda metrics, text: reviewing(metrics).create_session(text, text),
+    "review: raw ids": lambda metrics, text: reviewing(metrics, raw_ids=True).create_session(text, text),
+    "review: timer": lambda metrics, text: timed(metrics, text),
+    "review: timer, stopped": lambda metrics, text: reviewing(metrics).timer(text, 1, 2, text).start().stop(False, text),  # noqa: E501
+    "review: correction": lambda metrics, text: corrected(metrics, text, transcription_quality=text, metadata={text: text}),  # noqa: E501
+    "review: label": lambda metrics, text: reviewing(metrics).label_admin(text, text),
+    "review: system metric": lambda metrics, text: reviewing(metrics).record_system_metric(text, 1.0, {text: text}),
+    "refused: quality": lambda metrics, text: refused(lambda: corrected(metrics, text, transcription_quality=text * 99)),  # noqa: E501
+    "refused: retries": lambda metrics, text: refused(lambda: corrected(metrics, text, retry_count=text)),
+    "refused: correction": lambda metrics, text: refused(lambda: corrected(metrics, text, metadata={f"{text} token": text})),  # noqa: E501
+    "refused: id": lambda metrics, text: refused(lambda: reviewing(metrics).create_session([text])),  # type: ignore[arg-type]
+    "refused: tag": lambda metrics, text: refused(lambda: reviewing(metrics).record_system_metric("a", 1.0, {text: {"email": text}})),  # noqa: E501
+    "refused: hours": lambda metrics, text: refused(lambda: reviewing(metrics).get_dashboard_data(text)),  # type: ignore[arg-type]
+    "pipeline": lambda metrics, text: piped(metrics, text),
+    "pipeline: on its own": lambda metrics, text: unrecorded(metrics, text),
+    "pipeline: finish": lambda metrics, text: PipelineRun(metrics, text, text).finish(False, text),
+    "refused: stage": lambda metrics, text: refused(lambda: PipelineRun(metrics).record_stage(text, text)),  # type: ignore[arg-type]
+    "refused: cache": lambda metrics, text: refused(lambda: PipelineRun(metrics).record_cache(text, text, 0)),  # type: ignore[arg-type]
+    "processing: time": lambda metrics, text: processed(processing.track_processing_time(metrics, text, {text: text}), text),  # noqa: E501
+    "processing: rate": lambda metrics, text: processing.track_success_rate(metrics, text, 1, 2, {"note": text}),
+    "processing: service": lambda metrics, text: processed(processing.MetricsCollector(metrics, text).track_operation(text), text),  # noqa: E501
+    "processing: queue": lambda metrics, text: processing.MetricsCollector(metrics, text).record_queue_depth(text, 1, 2.0),  # noqa: E501
+    "refused: rate": lambda metrics, text: refused(lambda: processing.track_success_rate(metrics, text, text, 2)),  # type: ignore[arg-type]
+    "refused: depth": lambda metrics, text: refused(lambda: processing.MetricsCollector(metrics).record_queue_depth(text, 1, text)),  # type: ignore[arg-type]  # noqa: E501
+    "celery": lambda metrics, text: worked(metrics, text),
+    "queues": lambda metrics, text: counted(metrics, text),
+}  # fmt: skip
+
+LOG = "/api/v1/logs"
+
+logger = logging.getLogger("canary")
+
+LOGGED: dict[str, Callable[[str], object]] = {
+    "message": logger.warning,
+    "argument": lambda text: logger.warning("%s %r", text, {text: [text]}),
+    "arguments that do not fit": lambda text: logger.warning(f"{text} %d %d", text),
+    "name of the logger": lambda text: logger.getChild(text).warning("a"),
+    "extra": lambda text: logger.info("a", extra={"note": text, f"{text} ": text, "bytes": text.encode()}),
+    "extra: forbidden": lambda text: logger.info("a", extra={"password": text, "apiKey": text, f"{text} token": text}),
+    "extra: user_id": lambda text: logger.info("a", extra={"user_id": text, "deep": {"user_id": text, "email": [text]}}),  # noqa: E501
+    "extra: depth": lambda text: logger.info("a", extra={"a": {text: [text, (text, {text: text})]}}),
+    "extra: ids": lambda text: logger.info("a", extra={"trace_id": text, "session_id": text, "event_type": text}),
+    "extra: object": lambda text: logger.info("a", extra={"thing": LookupError(text), "things": SimpleNamespace(a=text)}),  # noqa: E501
+    "ids": lambda text: in_session(text, lambda: logger.info("a")),
+    "exception": lambda text: raised(text),
+    "stack": lambda text: logger.info("a", stack_info=True),
+    "event": lambda text: log_event(text, text, note=text, session_id=text, password=text, **{text: text}),
+    "cut": lambda text: each_cut(text, logger.info, 16, MAX_TEXT, 2 * MAX_TEXT, 2 * MAX_TEXT + 512),
+    "cut: field": lambda text: each_cut(text, in_a_field, MAX_TEXT, 2 * MAX_TEXT),
+    "cut: id": lambda text: each_cut(text, in_an_id, 128, 256, 256 + 512),
+    "cut: the room is full": lambda text: logger.info("a", extra={f"a{i}": "x" * (MAX_TEXT - 3) + text for i in range(6)}),  # noqa: E501
+    "cut: exception": lambda text: raised(cut(text, 2 * MAX_TEXT)),
+    "cut: stack": lambda text: each_stack(text),
 }  # fmt: skip
 
 API = "/api/v1/metrics"
@@ -101,16 +165,23 @@ REQUESTS: dict[str, Callable[[httpx.Client, str], httpx.Response]] = {
     "unknown parameter": lambda client, text: client.get(API, params={text: text}),
     "id": lambda client, text: client.get(httpx.URL(API).copy_with(path=f"{API}/{in_path(text)}")),
     "path": lambda client, text: client.get(httpx.URL("/").copy_with(path=f"/{in_path(text)}")),
+    "system": lambda client, text: client.post(f"{API}/collect", params={"service_name": text}),
+    "queue": lambda client, text: client.post(f"{API}/queues/track", params={"queue_name": text}),
+    "queue: service": lambda client, text: client.post(f"{API}/queues/track", params={"service_name": text}),
+    "summary": lambda client, text: client.get("/api/v1/monitoring/summary", params={text: text}),
+    "overview": lambda client, text: client.get("/api/v1/overview", params={"service": text}),
+    "overview: range": lambda client, text: client.get("/api/v1/overview", params={"since": text}),
+    "sparklines": lambda client, text: client.get("/api/v1/series/sparklines", params={"name": text}),
+    "live: range": lambda client, text: client.get("/api/v1/stream", params={"since": text}),
+    "log": lambda client, text: client.get("/api/v1/logs", params={"limit": 1000}),
+    "log: text": lambda client, text: client.get("/api/v1/logs", params={"q": text, "trace_id": text, "session_id": text}),  # noqa: E501
+    "log: time": lambda client, text: client.get("/api/v1/logs", params={"since": text}),
+    "log: stream": lambda client, text: streamed(client, text),
+    "log: stream, level": lambda client, text: client.get(f"{LOG}/stream", params={"level": text}),
+    "log: stream, replay": lambda client, text: client.get(f"{LOG}/stream", params={"replay": text}),
+    "log: stream, id": lambda client, text: client.get(f"{LOG}/stream", params={"q": text * 99}),
     "headers": lambda client, text: client.get(API, headers={"traceparent": one_line(text), "x-trace-id": "x" + one_line(text)}),  # noqa: E501
 }  # fmt: skip
-
-
-def one_line(text: str) -> str:
-    return text.replace("\n", " ")
-
-
-def in_path(text: str) -> str:
-    return one_line(text).replace("/", "")
 
 
 def body(text: str) -> dict[str, Any]:
@@ -153,43 +224,132 @@ def dropped(metrics: Metrics, text: str) -> None:
         timing.metadata[f"{text} token"] = text
 
 
-def refused(call: Callable[[], object]) -> None:
-    with pytest.raises(ValueError, match=r"\S") as caught:
+def streamed(client: httpx.Client, text: str) -> httpx.Response:
+    """The beginning of a stream that would not end."""
+    parameters: dict[str, str | int] = {"q": text, "trace_id": text, "session_id": text, "replay": 100}
+    with client.stream("GET", f"{LOG}/stream", params=parameters, headers={"last-event-id": one_line(text)}) as answer:
+        return httpx.Response(answer.status_code, headers=answer.headers, text=next(answer.iter_text()))
+
+
+def reviewing(metrics: Metrics, **settings: Any) -> MetricsService:
+    return MetricsService(metrics, pseudonym_key="a key", **settings)
+
+
+def timed(metrics: Metrics, text: str) -> None:
+    timer = reviewing(metrics).timer(text, text, text, text, {text: text})
+    with contextlib.suppress(LookupError), timer as timing:
+        timing.metadata["note"] = text
+        metrics.record("a", "b", 1.0)
+        raise LookupError(text)
+
+
+def corrected(metrics: Metrics, text: str, **more: Any) -> None:
+    reviewing(metrics).record_correction(text, text, text, text, text, f"{text}, {text}", 5.0, **more)
+
+
+def piped(metrics: Metrics | None, text: str, folder: Path | None = None) -> None:
+    folder = folder or Path(metrics.store if metrics else ".")
+    run = PipelineRun(metrics, text, text)
+    with contextlib.suppress(LookupError), run:
+        for _ in range(2):
+            run.record_stage(text, 0.1)
+        run.record_cache(text, 1, 2)
+        with run.stage(f"{text}."):
+            raise LookupError(text)
+    assert run.stages
+    run.export_json(folder / "out" / "run.json")
+    assert_no_canary((folder / "out" / "run.json").read_bytes(), "the export")
+    run.log_summary()
+    run.print_summary()
+    assert_no_canary(f"{run.name} {run.run_id} {run.stages} {run.caches} {run.bottleneck}", "the run")
+
+
+def unrecorded(metrics: Metrics, text: str) -> None:
+    piped(None, text, Path(metrics.store))
+    metrics.record("a", "b", 1.0)
+
+
+def processed(timing: Any, text: str) -> None:
+    with contextlib.suppress(LookupError), timing:
+        timing.metadata[text] = text
+        raise LookupError(text)
+
+
+def worked(metrics: Metrics, text: str) -> None:
+    """A task of Celery that raises, in this process."""
+    with Celery("canary", broker="memory://", set_as_current=False) as app:
+        app.conf.update(task_always_eager=True, task_eager_propagates=False)
+        instrument(app, metrics)
+
+        def fail(words: str, **_: str) -> None:
+            raise LookupError(words)
+
+        in_session(text, lambda: app.task(name=text)(fail).apply_async((text,), {"note": text}, task_id=text))
+        uninstrument(app)
+
+
+def declare(*queues: str) -> None:
+    """Have queues in the memory of this process, where whoever asks ``memory://`` finds them."""
+    with Connection("memory://") as broker, broker.channel() as channel:
+        for name in queues:
+            Queue(name, channel=channel).queue_declare()
+
+
+def counted(metrics: Metrics, text: str) -> None:
+    declare(text)
+    collector = QueueCollector(metrics, "memory://", [text], service=text)
+    assert collector.collect_once()["connected"]
+    collector.stop()
+
+
+def in_session(text: str, call: Callable[[], object]) -> None:
+    tokens = current_trace_id.set(text), current_session_id.set(text)
+    try:
         call()
-    assert_no_canary(str(caught.value), "the error")
+    finally:
+        current_trace_id.reset(tokens[0])
+        current_session_id.reset(tokens[1])
 
 
-def spellings(needle: str) -> set[str]:
-    """As it may stand in JSON, in a URL, or without its spaces."""
-    return {needle, json.dumps(needle)[1:-1], str(httpx.QueryParams({"q": needle}))[2:], needle.replace(" ", "")}
+def raised(text: str) -> None:
+    try:
+        try:
+            raise LookupError(text)
+        except LookupError as error:
+            error.add_note(text)
+            raise RuntimeError(text, {text: text}) from error
+    except RuntimeError:
+        logger.exception("a")
 
 
-NEEDLES = {spelling for _, needle in CANARIES.values() for spelling in spellings(needle)}
+def each_cut(text: str, say: Callable[[str], object], *lengths: int) -> None:
+    for length in lengths:
+        say(cut(text, length))
 
 
-def assert_no_canary(text: str | bytes, where: str) -> None:
-    found = [n for n in NEEDLES if (n in text if isinstance(text, str) else n.encode() in text)]
-    assert found == [], f"{found} in {where}"
+def in_a_field(text: str) -> None:
+    logger.info("a", extra={"a": text})
 
 
-def assert_nothing_is_kept(folder: Path) -> None:
-    """Neither in a file, byte by byte, nor in what the files say, nor in what is read through tallymark."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert files
-    for path in files:
-        assert_no_canary(path.read_bytes(), str(path))
-        if path.suffix == ".parquet":
-            assert_no_canary(str(pyarrow.parquet.read_table(path).to_pylist()), str(path))
-        if path.name == "_delta_log":
-            assert_no_canary(str(DeltaTable(path.parent).to_pyarrow_table().to_pylist()), str(path))
-    assert_no_canary(str(live(folder)), "the journals")
-    assert_no_canary(str(stored(folder)), "the records")
+def in_an_id(text: str) -> None:
+    logger.info("a", extra={"trace_id": text})
 
 
-def assert_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    for record in caplog.records:
-        if record.name.split(".")[0] == "tallymark":
-            assert_no_canary(f"{record.getMessage()} {record.exc_text} {record.args}", "the log")
+def each_stack(text: str) -> None:
+    for length in (MAX_STACK, 2 * MAX_STACK):
+        raised(f"{text} {'y' * (length - 20)}")
+
+
+def cut(text: str, length: int) -> str:
+    """A text that breaks off right behind what may not be seen, if it is cut to this length.
+
+    What stands before it shrinks when it is masked, which brings the end into sight.
+    """
+    needle = dict(CANARIES.values())[text]
+    before = max(length - text.index(needle) - len(needle), 0)
+    key = f"{CANARIES['private_key'][0]} "
+    body = key.replace("Canary\n", "A" * max(before - len(key) - 99, 0) + "Canary\n")
+    return f"{body:x<{before}}"[:before].rstrip("x").ljust(before) + text + " z" * 9_000
 
 
 def test_there_is_a_canary_of_each_kind() -> None:
@@ -202,20 +362,73 @@ def test_there_is_a_canary_of_each_kind() -> None:
         assert_no_canary(CANARIES["card"][0], "here")
 
 
-@pytest.mark.parametrize("entry", RECORDERS)
-def test_recording(folder: Path, core: str, entry: str, caplog: pytest.LogCaptureFixture) -> None:
+def put_in(entries: dict[str, Entry], metrics: Metrics, folder: Path) -> None:
+    """Each text by each way in, twice: the second time everything is known."""
+    seen = 0
+    for name, entry in entries.items():
+        for _ in range(2):
+            metrics.record("a", "b", 1.0, metadata={"note": "", "a": 1})
+            for text in TEXTS:
+                entry(metrics, text)
+        rows = live(folder)
+        assert_no_canary(str(rows), name)
+        kept, seen = len(rows) - seen, len(rows)
+        assert kept == 2 if name.startswith(("refused", "dropped")) else kept > 2 * len(CANARIES), name
+
+
+def test_recording(folder: Path, core: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with recording(folder) as metrics:
-        for _ in range(2):  # the second time everything is known
-            metrics.record("a", "b", 1.0, metadata={"note": "", "a": 1})
-            for text, _needle in CANARIES.values():
-                RECORDERS[entry](metrics, text)
-        kept = len(stored(folder))
-        assert kept == 2 if entry.startswith(("refused", "dropped")) else kept > 2 * len(CANARIES)
+        put_in(RECORDERS, metrics, folder)
         assert_nothing_is_kept(folder)
     ship(folder)
     assert_nothing_is_kept(folder)
     assert_nothing_is_logged(caplog)
+
+
+@pytest.fixture
+def log(folder: Path) -> Iterator[Path]:
+    """The structured log of the folder, with what the tests and what tallymark says."""
+    file = folder / "logs" / "metrics.jsonl"
+    loggers = [logger, logging.getLogger("tallymark.events")]
+    handlers = [install(file, logging.DEBUG, each) for each in loggers]
+    yield file
+    for each, handler in zip(loggers, handlers, strict=True):
+        each.removeHandler(handler)
+        handler.close()
+
+
+def test_layers(folder: Path, log: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    caplog.set_level(logging.DEBUG)
+    with recording(folder) as metrics:
+        put_in(LAYERS, metrics, folder)
+        service = reviewing(metrics)
+        assert_no_canary(f"{service.get_dashboard_data()} {service.get_admin_performance()}", "the report")
+        service.export_json(folder / "out" / "report.json")
+        service.export_csv(folder / "out" / "report")
+    ship(folder)
+    assert log.stat().st_size
+    assert len(list((folder / "out").rglob("*.*"))) > 5
+    assert_nothing_is_kept(folder)
+    assert_nothing_is_logged(caplog)
+    assert_no_canary("".join(capsys.readouterr()), "the output")
+
+
+@pytest.mark.parametrize("raw_ids", [False, True])
+def test_the_log(
+    folder: Path, log: Path, raw_ids: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "propagate", False)  # pytest's own handler raises where arguments do not fit
+    for each in (*logger.handlers, *logging.getLogger("tallymark.events").handlers):
+        monkeypatch.setattr(each.formatter, "raw_ids", raw_ids, raising=False)
+    for name, entry in LOGGED.items():
+        before = log.stat().st_size if log.exists() else 0
+        for text in TEXTS:
+            entry(text)
+        added = log.read_bytes()[before:]
+        assert added.count(b"\n") >= len(TEXTS), name
+        assert_no_canary(added, name)
+    assert_no_canary("".join(capsys.readouterr()), "the messages")
 
 
 @pytest.fixture(scope="module")
@@ -225,23 +438,107 @@ def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(server_folder: Path) -> Iterator[httpx.Client]:
-    app = create_app(Settings(store=server_folder, collect_system=False))
+    app = create_app(Settings(store=server_folder, collect_system=False, broker="memory://"))
     with serving(Server(app)) as url, httpx.Client(base_url=url, timeout=DEADLINE_SECONDS) as client:
         client.post(f"{API}/", json=body("x")).raise_for_status()
         yield client
 
 
-@pytest.mark.parametrize("entry", REQUESTS)
-def test_requests(client: httpx.Client, server_folder: Path, entry: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests(client: httpx.Client, server_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    statuses = set()
-    for text, _ in CANARIES.values():
-        answer = REQUESTS[entry](client, text)
-        statuses.add(answer.status_code)
-        assert_no_canary(answer.text, "the answer")
-        assert_no_canary(str(answer.headers), "the headers of the answer")
-    assert not [status for status in statuses if status >= 500], statuses
+    handler = install(server_folder / "logs" / "metrics.jsonl", logging.DEBUG, logger)
+    for text in TEXTS:
+        logger.warning(text, extra={"trace_id": text, "note": text})
+    logger.removeHandler(handler)
+    handler.close()
+    declare("celery", *TEXTS)
+    for name, ask in REQUESTS.items():
+        for text in TEXTS:
+            answer = ask(client, text)
+            assert answer.status_code < 500, f"{name}: {answer.text}"
+            assert_no_canary(answer.text, f"the answer to {name}")
+            assert_no_canary(str(answer.headers), f"the headers of the answer to {name}")
     assert_nothing_is_kept(server_folder)
+    assert_nothing_is_logged(caplog)
+
+
+SECRET = CANARIES["password"][1]
+
+URLS: dict[str, list[str]] = {
+    "redis": [f"redis://app:{SECRET}@127.0.0.1:1/0", f"redis://:{SECRET}@127.0.0.1:1/0"],
+    "postgres": [
+        f"postgresql://app:{SECRET}@127.0.0.1:1/shop",
+        f"host=127.0.0.1 port=1 user=app password={SECRET}",
+        f"postgresql://127.0.0.1:1/shop?user=app&password={SECRET}",
+    ],
+    "queues": [f"amqp://app:{SECRET}@127.0.0.1:1//", f"redis://:{SECRET}@127.0.0.1:1/0"],
+}
+
+
+def collector_of(kind: str, url: str, metrics: Metrics) -> TargetCollector:
+    if kind == "redis":
+        return RedisCollector(metrics, url)
+    return PostgresCollector(metrics, url) if kind == "postgres" else QueueCollector(metrics, url)
+
+
+def test_passwords_of_servers_that_are_not_there(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with recording(folder) as metrics:
+        for kind, urls in URLS.items():
+            for url in urls:
+                collector = collector_of(kind, url, metrics)
+                reading = collector.collect_once()
+                collector.stop()
+                assert not reading["connected"]
+                assert_no_canary(f"{reading} {collector.status()} {collector.target}", url)
+        for url in URLS["queues"]:
+            assert_no_canary(str(queue_depth(one_line(CANARIES["email"][0]), url)["target"]), url)
+        assert len([each for each in caplog.records if "cannot ask" in each.message]) == sum(map(len, URLS.values()))
+        assert_nothing_is_kept(folder)
+    assert_nothing_is_logged(caplog)
+
+
+@pytest.mark.parametrize("kind", URLS)
+def test_urls_that_are_no_urls(kind: str, caplog: pytest.LogCaptureFixture, folder: Path) -> None:
+    """A password with a character that ends the host: what stands in front must not be taken for one."""
+    caplog.set_level(logging.DEBUG)
+    scheme = {"redis": "redis", "postgres": "postgresql", "queues": "amqp"}[kind]
+    metrics = Metrics(folder)
+    for begin in ("", "app:", ":"):
+        for end in ("/", "?", "#", "@", "[", "%", " ", ":", "\\"):
+            for url in (
+                f"{scheme}://{begin}{SECRET}{end}x@127.0.0.1:1/0",
+                f"{begin}{SECRET}{end}x",
+                f"{SECRET}://{end}",
+            ):
+                try:
+                    collector = collector_of(kind, url, metrics)
+                except (ConfigError, ValueError) as error:
+                    assert_no_canary(str(error), url)
+                else:
+                    assert_no_canary(f"{collector.target} {collector.status()}", url)
+                    collector.stop()
+    assert_nothing_is_logged(caplog)
+
+
+def test_a_server_whose_servers_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    folder = tmp_path / "store"
+    targets: dict[str, Any] = {kind: URLS[kind] for kind in ("redis", "postgres")}
+    settings = Settings(store=folder, collect_system=False, broker=URLS["queues"][0], queues=("celery",), **targets)
+    with serving(Server(create_app(settings))) as url, httpx.Client(base_url=url, timeout=DEADLINE_SECONDS) as client:
+        answers = [
+            client.get("/api/v1/monitoring/summary"),
+            client.post(f"{API}/queues/track"),
+            client.post(f"{API}/queues/track", params={"queue_name": CANARIES["email"][0]}),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 503, 503]
+        assert answers[0].json()["redis"]["connected"] is False
+        for answer in answers:
+            assert_no_canary(f"{answer.text} {answer.headers}", str(answer.url))
+        eventually(lambda: sum("cannot ask" in record.message for record in caplog.records) >= 6)
+        assert_nothing_is_kept(folder)
+    assert_no_canary(f"{settings} {settings!r}", "the settings")
     assert_nothing_is_logged(caplog)
 
 
@@ -257,7 +554,7 @@ def test_the_middleware(folder: Path, broken: bool, caplog: pytest.LogCaptureFix
     async def main() -> None:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://app.example") as asked:
-            for text, _ in CANARIES.values():
+            for text in TEXTS:
                 header = one_line(text)
                 headers = {
                     "traceparent": header,
@@ -278,23 +575,38 @@ def test_the_middleware(folder: Path, broken: bool, caplog: pytest.LogCaptureFix
     assert_nothing_is_logged(caplog)
 
 
-def test_the_command_line(folder: Path) -> None:
+def test_the_command_line(folder: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with recording(folder) as metrics:
-        for text, _ in CANARIES.values():
+        for text in TEXTS:
             metrics.record(text, text, 1.0, error=text, metadata={text: text})
-    asked = [word for text, _ in CANARIES.values() for word in ("--name", text)]
+            LAYERS["pipeline"](metrics, text)
+            LAYERS["review: correction"](metrics, text)
+            logger.warning(text, extra={"note": text, "session_id": text})
+    asked = [word for text in TEXTS for word in ("--name", text)]
+    monkeypatch.setenv("TALLYMARK_STORE", str(folder))
+    monkeypatch.setenv("TALLYMARK_REDIS", URLS["redis"][0])
+    monkeypatch.setenv("TALLYMARK_BROKER", URLS["queues"][0])
+    settings_of_process.cache_clear()
     for arguments in (
         ["query", str(folder), *asked],
         ["query", str(folder)],
         ["tail", str(folder)],
+        ["tail", str(folder), "--json"],
+        ["tail", str(folder), "--logs"],
         ["info", str(folder)],
+        ["review", str(folder), "--json"],
+        ["runs", "list", str(folder)],
+        ["runs", "show", "latest", str(folder)],
+        ["runs", "diff", "latest~1", "latest", str(folder)],
+        ["config", "show"],
+        ["prune", str(folder), "--dry-run"],
+        ["erase", str(folder), "--session", CANARIES["email"][0], "--yes"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "tallymark", *arguments], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert_no_canary(done.stdout, "the output")
-        assert_no_canary(done.stderr, "the messages")
+        done = CliRunner().invoke(program, arguments)
+        assert done.exit_code == 0, f"{arguments}: {done.output}"
+        assert done.output
+        assert_no_canary(done.output, f"the output of {arguments[0]}")
+    settings_of_process.cache_clear()
 
 
 def test_the_environment_of_a_rejecting_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -302,7 +614,7 @@ def test_the_environment_of_a_rejecting_server(tmp_path: Path, caplog: pytest.Lo
     folder = tmp_path / "store"
     app = create_app(Settings(store=folder, collect_system=False, pii="reject"))
     with serving(Server(app)) as url, httpx.Client(base_url=url, timeout=DEADLINE_SECONDS) as client:
-        for text, _ in CANARIES.values():
+        for text in TEXTS:
             for answer in (
                 client.post(f"{API}/", json=body("x") | {"metadata": {"note": text}}),
                 client.post(f"{API}/batch", json={"metrics": [body("x"), body(text)]}),

@@ -340,7 +340,7 @@ def test_what_was_forgotten_stays_in_the_books(start: Start, tmp_path: Path) -> 
     app.state.context.metrics.flush()
     before = client.get("/api/v1/info").json()
     with closing(open_store(str(tmp_path / "store"))) as lake:
-        assert lake.delete(Query.build(agg=(), where="value>=1", **TYPE)) == 2
+        assert lake.delete(Query.build(agg=(), where=["value>=1", f"metric_type={TYPE['metric_type']}"])) == 2
     info = client.get("/api/v1/info").json()
     assert (before["deleted"], info["deleted"]) == (0, 2)
     assert info["recorded"] == info["stored"] + info["pending"] + sum(info["dropped"].values()) + 2

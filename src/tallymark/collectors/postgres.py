@@ -273,9 +273,12 @@ def _why_no_lag(is_standby: bool, replicas: list[Reading]) -> str:
 
 def _settings(psycopg: Any, dsn: str) -> dict[str, Any]:
     try:
+        # A password with a slash in it: what stands in front would be taken for the host and shown.
+        if "@" in dsn.partition("://")[2].partition("/")[2].partition("?")[0]:
+            raise ValueError
         # SQLAlchemy's way to name a driver is no part of a URL that libpq knows.
         settings: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(re.sub(r"^(postgres\w*)\+\w+://", r"\1://", dsn))
-    except (psycopg.Error, ValueError, TypeError):
+    except (psycopg.Error, ValueError, TypeError, AttributeError):
         raise ConfigError(
             "postgres: write postgresql://user:password@host:port/database, with special characters of the password "
             "percent-encoded"

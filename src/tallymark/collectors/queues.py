@@ -287,7 +287,7 @@ def _connection(broker: "str | Celery", timeout: float, options: Mapping[str, An
     except ImportError as error:
         raise ConfigError('Queues need celery: pip install "tallymark[celery]"') from error
     try:
-        if isinstance(broker, str) and "://" not in broker:  # which would be the name of a host
+        if isinstance(broker, str) and not all(map(_is_url, broker.split(";"))):
             raise ValueError
         connection: Any = Connection(broker) if isinstance(broker, str) else broker.connection_for_read()
         driver = connection.transport.driver_type
@@ -306,6 +306,12 @@ def _connection(broker: "str | Celery", timeout: float, options: Mapping[str, An
         transport_options={**connection.transport_options, **options, **limits}, heartbeat=0, connect_timeout=timeout
     )
     return clone
+
+
+def _is_url(text: str) -> bool:
+    """Whether what stands where the host does is one: it is shown, and must not be a password with a slash in it."""
+    parts = urlsplit(text)
+    return "://" in text and "@" not in parts.path + parts.query + parts.fragment
 
 
 def _published(message: object) -> float | None:

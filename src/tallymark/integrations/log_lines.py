@@ -36,6 +36,9 @@ MAX_VALUES: Final = 256
 
 MAX_DEPTH: Final = 5
 
+_MARGIN: Final = 512
+"""Where a long text was cut before it was looked at, so much of it may be half of a secret."""
+
 # What every record has, and what logging and other formatters add to it.
 _OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "fields"}
 
@@ -68,7 +71,7 @@ def line_of(record: logging.LogRecord, service: str, raw_ids: bool = False) -> s
         "session_id": _id(current_session_id.get() if session_id is None else session_id),
         "trace_id": _id(current_trace_id.get() if trace_id is None else trace_id),
         "service": service,
-        "logger": _cut(str(record.name), MAX_ID_LENGTH),
+        "logger": _text(str(record.name), MAX_ID_LENGTH),
         "process_id": record.process,
         **_exception(record),
     }
@@ -176,7 +179,11 @@ def _text(value: object, most: int) -> str:
     as a whole was masked as a whole.
     """
     text = str.__str__(value) if isinstance(value, str) else _safe_text(value)
-    return _cut(mask_text(clean_text(text[: 2 * most])), most)
+    length = 2 * most + _MARGIN
+    masked = mask_text(clean_text(text[:length]))
+    if len(text) > length:  # masks may have brought its end into sight; a bracket ends a mask, and is in no secret
+        masked = masked[: max(len(masked) - _MARGIN, masked.rfind("]") + 1)] + "…"
+    return _cut(masked, most)
 
 
 def _cut(text: str, most: int) -> str:
@@ -193,7 +200,7 @@ def _safe_text(value: object) -> str:
 def _id(value: object) -> str | None:
     if value is None:
         return None
-    return _cut(clean_text(str.__str__(value) if isinstance(value, str) else _safe_text(value)), MAX_ID_LENGTH)
+    return _text(value, MAX_ID_LENGTH)
 
 
 def _timestamp(created: float) -> str:
@@ -217,7 +224,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
     kind, error, trace = record.exc_info if isinstance(record.exc_info, tuple) else (None, None, None)
     stack = record.exc_text or ""
     if kind is not None and error is not None:
-        fields["exception_type"] = _cut(kind.__name__, MAX_ID_LENGTH)
+        fields["exception_type"] = _text(kind.__name__, MAX_ID_LENGTH)
         fields["exception_message"] = _text(error, MAX_TEXT)
         try:
             stack = "".join(traceback.TracebackException(kind, error, trace, limit=-MAX_FRAMES, compact=True).format())
@@ -227,5 +234,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
         stack = f"{stack}\n{record.stack_info}" if stack else record.stack_info
     if stack:
         # The end of it says most.
-        fields["exception_stack"] = mask_text(clean_text(stack[-2 * MAX_STACK :]))[-MAX_STACK:]
+        length = 2 * MAX_STACK + _MARGIN
+        masked = mask_text(clean_text(stack[-length:]))
+        fields["exception_stack"] = masked[_MARGIN if len(stack) > length else 0 :][-MAX_STACK:]
     return fields

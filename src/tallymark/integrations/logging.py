@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from tallymark.integrations.log_lines import line_of
 from tallymark.logs import LEVELS
+from tallymark.privacy import mask_text
 
 METRIC: Final = LEVELS["metric"]
 """The level of what was measured: above INFO, below WARNING."""
@@ -107,7 +108,7 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, service: str | None = None, *, raw_ids: bool = False) -> None:
         super().__init__()
         self.raw_ids = raw_ids
-        self.service = service or Path(sys.argv[0] if sys.argv else "").stem or "python"
+        self.service = mask_text(service or Path(sys.argv[0] if sys.argv else "").stem or "python")
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""

@@ -149,8 +149,9 @@ class MetricsService:
         """
         if metadata is not None and not isinstance(metadata, Mapping):
             raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}")
-        session_id = check_text("session_id", session_id, MAX_ID_LENGTH)
-        correction_type = check_text("correction_type", correction_type)
+        pii = self.metrics.pii  # as it is stored, it goes into the log too
+        session_id = check_text("session_id", session_id, MAX_ID_LENGTH, pii)
+        correction_type = check_text("correction_type", correction_type, pii=pii)
         duration_ms = check_duration("processing_time_ms", processing_time_ms)
         details = checked_details(
             voice_transcription_time_ms, ai_correction_time_ms, admin_satisfaction, retry_count, transcription_quality

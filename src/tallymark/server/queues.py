@@ -13,6 +13,7 @@ from tallymark.collectors.queues import QueueCollector, configured_broker, measu
 from tallymark.config import Settings
 from tallymark.errors import ConfigError
 from tallymark.model import MAX_NAME_LENGTH, check_text
+from tallymark.privacy import PiiPolicy
 from tallymark.record import Record
 from tallymark.server.context import Context, InContext
 from tallymark.server.models import Collected, json_response, metric_json
@@ -62,24 +63,25 @@ async def track(
     ] = None,
 ) -> Response:
     """The depth of the queue, and the age of its oldest message where that is known. The messages stay as they are."""
-    queue = _checked("queue_name", queue_name)
-    service = context.metrics.service if service_name is None else _checked("service_name", service_name)
+    pii = context.metrics.pii
+    shown = _checked("queue_name", queue_name, pii)
+    service = context.metrics.service if service_name is None else _checked("service_name", service_name, pii)
     try:
         broker = _broker(context.settings)
-        records = await to_thread.run_sync(_track, context, broker, queue, service)
+        records = await to_thread.run_sync(_track, context, broker, queue_name, shown, service)
     except ConfigError as error:
         raise ProblemError(503, f"{error}.", kind="broker", title="The broker is not configured") from None
     return json_response({"count": len(records), "metrics": [metric_json(record) for record in records]}, 201)
 
 
-def _checked(field: str, value: str) -> str:
+def _checked(field: str, value: str, pii: PiiPolicy) -> str:
     try:
-        return check_text(field, value)
+        return check_text(field, value, pii=pii)
     except ValueError as error:
         raise invalid([(f"query.{field}", str(error))]) from None
 
 
-def _track(context: Context, broker: Any, queue: str, service: str) -> list[Record]:
+def _track(context: Context, broker: Any, queue: str, shown: str, service: str) -> list[Record]:
     state = queue_depth(queue, broker)
     if not state["connected"]:
         detail = f"The broker at {state['target']} could not be asked: {state['reason']}."
@@ -98,7 +100,7 @@ def _track(context: Context, broker: Any, queue: str, service: str) -> list[Reco
                 unit=unit,
                 metadata=metadata,
             )
-            for name, value, unit, metadata in measurements(state["target"], queue, state)
+            for name, value, unit, metadata in measurements(state["target"], shown, state)
         ],
     )
 

@@ -44,8 +44,10 @@ async def collect(
     ] = None,
 ) -> Response:
     """The same values as the system's status, one metric each, all with one timestamp."""
+    service = context.metrics.service
     try:
-        service = context.metrics.service if service_name is None else check_text("service_name", service_name)
+        if service_name is not None:
+            service = check_text("service_name", service_name, pii=context.metrics.pii)
     except ValueError as error:
         raise invalid([("query.service_name", str(error))]) from None
     records = await to_thread.run_sync(_collect, context, service)
