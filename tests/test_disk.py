@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recording import books, eventually, live, output, python, recording, ship, stored
+from recording import books, eventually, live, python, recording, ship, stored
 
 pytestmark = pytest.mark.usefixtures("core")
 

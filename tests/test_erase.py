@@ -232,13 +232,14 @@ def test_a_writer_that_never_stops_is_not_disturbed(folder: Path) -> None:
 
 
 WRITER = f"""
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 from tallymark import Metrics
 folder = pathlib.Path(sys.argv[1])
 counts = {{"subject": 0, "other": 0}}
 metrics = Metrics(folder, service="writer", max_queue_size=20_000_000)
 metrics.start()
-while not (folder / "stop").exists():
+parent = os.getppid()
+while not (folder / "stop").exists() and os.getppid() == parent:
     for number in range(20):
         kind = "other" if number % 4 else "subject"
         metrics.record("job", kind, 1.0, session_id={SUBJECT!r} if kind == "subject" else f"o{{number}}")
