@@ -155,4 +155,6 @@ if __name__ == "__main__":
     parser.add_argument("--uploads", default="./crawled", type=Path, help="where to upload to")
     parser.add_argument("--pages", type=int, default=100, help="how many pages to crawl")
     options = parser.parse_args()
+    if options.pages < 1:
+        parser.error("--pages must be at least 1")
     asyncio.run(main(options.store, options.uploads, options.pages))

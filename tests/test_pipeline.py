@@ -242,6 +242,11 @@ class TestRecords:
         with pytest.raises(ValueError, match=r"name|run_id"):
             PipelineRun(None, name, run_id)
 
+    def test_the_place_of_a_store_is_no_recorder(self, folder: Path) -> None:
+        for place in (folder, str(folder)):
+            with pytest.raises(TypeError, match="metrics must be a recorder"):
+                PipelineRun(place)  # type: ignore[arg-type]
+
     def test_a_recorder_that_has_stopped_costs_the_job_nothing(
         self, folder: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

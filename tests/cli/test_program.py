@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,9 @@ def test_debug_shows_where_an_error_came_from(tallymark: Program) -> None:
     tallymark.environment["TALLYMARK_DEBUG"] = "1"
     with pytest.raises(AssertionError, match="Traceback"):
         tallymark("info", "nowhere", code=1)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tallymark: Program, shop: Path) -> None:
+    (shop / "journals" / ".shipping-turn").mkdir(parents=True)  # root may write wherever permissions forbid it
+    done = tallymark("erase", "--session", "x", "--yes", code=1)
+    assert done.stderr.splitlines()[-1].startswith("error: [Errno 21] Is a directory: ")

@@ -44,6 +44,13 @@ def test_serve_says_where_and_ends_with_ctrl_c(tallymark: Program) -> None:
     assert process.stdout.read() == ""
 
 
+def test_serve_takes_a_free_port(tallymark: Program) -> None:
+    process = tallymark.start("serve", "store", "--port", "0")
+    found = _wait_for_line(process, r"http://127\.0\.0\.1:(\d+)/")
+    assert int(found[1]) > 0
+    assert _get(found[0]) == 200
+
+
 @pytest.mark.parametrize("command", [["serve", "store"], ["demo", "--store", "store"]])
 def test_a_port_in_use(tallymark: Program, command: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

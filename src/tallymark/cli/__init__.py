@@ -35,6 +35,13 @@ class _Commands(TyperGroup):
 
             message(f"error: {error}", style="red")
             raise typer.Exit(2 if isinstance(error, QueryError) else 1) from None
+        except OSError as error:  # a file that may not be written, a full disk
+            if os.environ.get("TALLYMARK_DEBUG") or isinstance(error, BrokenPipeError):
+                raise
+            from tallymark.cli.output import message
+
+            message(f"error: {error}", style="red")
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(

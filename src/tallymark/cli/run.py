@@ -31,7 +31,13 @@ def serve(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65_535, metavar="PORT", help=PORT_HELP, show_default="the setting port, 7070"),
+        typer.Option(
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help=f"{PORT_HELP} 0 takes a free one.",
+            show_default="the setting port, 7070",
+        ),
     ] = None,
     retention_days: Annotated[
         float | None,

@@ -80,9 +80,12 @@ class PipelineRun:
 
     Raises:
         ValueError: an argument is not valid.
+        TypeError: ``metrics`` is no recorder.
     """
 
     def __init__(self, metrics: "Metrics | None" = None, name: str = "pipeline", run_id: str | None = None) -> None:
+        if isinstance(metrics, str | os.PathLike):
+            raise TypeError("metrics must be a recorder, tallymark.Metrics(…), not the place of a store")
         self._pii = MASK if metrics is None else metrics.pii
         self.name = check_text("name", name, pii=self._pii)
         self.run_id = uuid.uuid4().hex if run_id is None else check_text("run_id", run_id, MAX_ID_LENGTH, self._pii)
