@@ -131,8 +131,14 @@ def test_system_metrics(service: MetricsService, folder: Path) -> None:
         ("system_metric", "queue_length", 7.0, '{"component":"moderation"}'),
         ("system_metric", "load", 0.5, "{}"),
     ]
-    for name, value, tags in (("", 1, None), ("x", "7", None), ("x", True, None), ("x", 1, {"password": "x"})):
-        with pytest.raises(ValueError, match=r"name|value|password"):
+    for name, value, tags in (
+        ("", 1, None),
+        ("x", "7", None),
+        ("x", True, None),
+        ("x", 1, {"password": "x"}),
+        ("x", 1, "a"),
+    ):
+        with pytest.raises(ValueError, match=r"name|value|password|tags"):
             service.record_system_metric(name, value, tags)  # type: ignore[arg-type]
 
 

@@ -185,6 +185,8 @@ class MetricsService:
         Raises:
             ValueError: an argument is not valid.
         """
+        if tags is not None and not isinstance(tags, Mapping):
+            raise ValueError(f"tags must be a dict, not {type(tags).__name__}")
         self.metrics.record(SYSTEM_METRIC, check_text("name", name), value, metadata=None if tags is None else {**tags})
 
     def label_admin(self, admin_user_id: int | str, label: str) -> None:
