@@ -302,8 +302,10 @@ class TestPrivacy:
         with Metrics(folder, enabled=False) as metrics, PipelineRun(metrics) as run:
             with run.stage("fetch"):
                 pass
+            run.record_stage("fetch", "nonsense")  # type: ignore[arg-type]
             run.record_cache("c", 1, 1)
-        assert run.stages["fetch"].count == 1
+            run.record_resources(cpu=1.0)
+        assert (run.stages, run.caches, run.resources) == ({}, {}, ResourceMetrics())
         assert not folder.exists()
 
     def test_a_journal_that_is_full_does_not_hide_the_error_of_the_job(self, folder: Path) -> None:

@@ -536,7 +536,7 @@ def test_what_a_block_adds_never_breaks_it(folder: Path, core: str, caplog: pyte
 
 
 @pytest.mark.parametrize(
-    "pii", ["hide", "", {"emails": "mask"}, {"email": "hide"}, {"email": None}, {SECRETS["card"]: "mask"}]
+    "pii", ["hide", "", 3, None, {"emails": "mask"}, {"email": "hide"}, {"email": None}, {SECRETS["card"]: "mask"}]
 )
 def test_a_policy_that_makes_no_sense(pii: Any, folder: Path) -> None:
     with pytest.raises(ConfigError, match="pii") as caught:

@@ -304,6 +304,8 @@ class PiiPolicy(NamedTuple):
         """
         if isinstance(pii, PiiPolicy):
             pii = pii.actions
+        if not isinstance(pii, str | Mapping):
+            raise ConfigError("pii must be 'mask', 'reject' or 'allow', for all rules or for each")
         given = dict.fromkeys(RULES, pii) if isinstance(pii, str) else dict(pii)
         actions: dict[str, Action] = dict.fromkeys(RULES, "mask")
         for rule, action in given.items():

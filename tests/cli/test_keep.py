@@ -149,6 +149,10 @@ class TestErase:
 def test_a_store_that_is_not_there(tallymark: Program, tmp_path: Path, command: list[str]) -> None:
     assert "there is no store" in tallymark(*command, "--yes", code=1).stderr
     assert not (tmp_path / "metrics").exists()
+    other = tmp_path / "other"  # a folder that somebody mistyped
+    other.mkdir()
+    assert "there is no store" in tallymark(*command, str(other), "--yes", code=1).stderr
+    assert list(other.iterdir()) == []
 
 
 def _answer(program: Program, answer: str, *arguments: Any) -> tuple[int, str]:

@@ -62,6 +62,16 @@ def test_without_its_libraries_it_says_what_to_install(library: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "library", "extra"),
+    [("tallymark.server", "fastapi", "server"), ("tallymark.integrations.celery", "celery", "celery")],
+)
+def test_a_module_says_what_it_needs(module: str, library: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{library!r}] = None\nimport {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f'{library}; hint: pip install "tallymark[{extra}]"' in done.stderr
+
+
 def test_an_error_is_one_line(tallymark: Program) -> None:
     done = tallymark("query", "nowhere", code=1)
     assert done.stdout == ""

@@ -45,7 +45,8 @@ def open_existing(store: str) -> "Reader":
     import tallymark
     from tallymark.location import lake_folder
 
-    if not lake_folder(store).is_dir():
+    folder = lake_folder(store)
+    if not any((folder / part).is_dir() for part in ("journals", "table")):
         others = f"tallymark … {DEMO_STORE}" if Path(DEMO_STORE).is_dir() else "tallymark demo"
         raise ConfigError(
             f"there is no store at {store!r}; hint: name the folder that the application records to, or try: {others}"

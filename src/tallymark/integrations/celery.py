@@ -18,11 +18,15 @@ from datetime import datetime
 from time import perf_counter_ns, time
 from typing import TYPE_CHECKING, Any, Final
 
-from billiard import common
-from billiard.exceptions import TimeLimitExceeded
-from billiard.pool import MaybeEncodingError
-from celery import Celery, signals
-from celery.exceptions import Ignore, Reject, Retry
+try:
+    from billiard import common
+    from billiard.exceptions import TimeLimitExceeded
+    from billiard.pool import MaybeEncodingError
+    from celery import Celery, signals
+    from celery.exceptions import Ignore, Reject, Retry
+except ModuleNotFoundError as missing:
+    hint = 'hint: pip install "tallymark[celery]"'
+    raise ModuleNotFoundError(f"this needs {missing.name}; {hint}", name=missing.name) from None
 
 from tallymark.default import default_metrics
 from tallymark.integrations.traceparent import trace_id_for

@@ -71,7 +71,7 @@ class PipelineRun:
     async, it calls :meth:`finish` at the end.
 
     Args:
-        metrics: records each call as well. None: only the figures of this object.
+        metrics: records each call as well. None: only the figures of this object. One that is switched off: no figures.
         name: of the job; the runs of one job share it.
         run_id: of this run; by default a new one. Processes that work on one run give the same.
 
@@ -102,6 +102,8 @@ class PipelineRun:
         self._resources = ResourceMetrics()
         self._caches: dict[str, CacheMetrics] = {}
         self._complained = False
+        if metrics is not None and not metrics.enabled:
+            vars(self).update(dict.fromkeys(("record_stage", "record_resources", "record_cache", "finish"), _nothing))
 
     # Recording
 
@@ -413,6 +415,10 @@ class StageTimer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, trace)
+
+
+def _nothing(*arguments: object, **keywords: object) -> None:
+    """What recording is where the recorder is switched off."""
 
 
 MetricsCollector = PipelineRun

@@ -147,6 +147,8 @@ class MetricsService:
         Raises:
             ValueError: an argument is not valid; the message names it and the rule. Nothing was stored.
         """
+        if not self.metrics.enabled:
+            return
         if metadata is not None and not isinstance(metadata, Mapping):
             raise ValueError(f"metadata must be a dict, not {type(metadata).__name__}")
         pii = self.metrics.pii  # as it is stored, it goes into the log too
@@ -166,18 +168,17 @@ class MetricsService:
             session_id=session_id,
             metadata={**(metadata or {}), **texts, **details, **people},
         )
-        if self.metrics.enabled:
-            _log_event(
-                "correction_recorded",
-                f"Correction recorded: {correction_type}",
-                session_id=session_id,
-                admin_user_id=people.get("admin"),
-                admin=people.get("admin"),  # as in the record, so that both are erased by the same condition
-                correction_type=correction_type,
-                processing_time_ms=processing_time_ms,
-                original_length=texts["original_length"],
-                corrected_length=texts["corrected_length"],
-            )
+        _log_event(
+            "correction_recorded",
+            f"Correction recorded: {correction_type}",
+            session_id=session_id,
+            admin_user_id=people.get("admin"),
+            admin=people.get("admin"),  # as in the record, so that both are erased by the same condition
+            correction_type=correction_type,
+            processing_time_ms=processing_time_ms,
+            original_length=texts["original_length"],
+            corrected_length=texts["corrected_length"],
+        )
 
     def record_system_metric(self, name: str, value: float, tags: Mapping[str, Any] | None = None) -> None:
         """Record one number that the application knows of itself, such as the length of a queue.
@@ -207,6 +208,8 @@ class MetricsService:
         return self.pseudonyms.of(kind, identifier)
 
     def _people(self, **ids: int | str | None) -> dict[str, str]:
+        if not self.metrics.enabled:
+            return {}
         of: Callable[[Any, int | str], str] = self.pseudonyms.of
         return {kind: of(kind, identifier) for kind, identifier in ids.items() if identifier is not None}
 
