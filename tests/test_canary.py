@@ -284,7 +284,8 @@ def worked(metrics: Metrics, text: str) -> None:
         def fail(words: str, **_: str) -> None:
             raise LookupError(words)
 
-        in_session(text, lambda: app.task(name=text)(fail).apply_async((text,), {"note": text}, task_id=text))
+        task = app.task(name=text, shared=False)(fail)
+        in_session(text, lambda: task.apply_async((text,), {"note": text}, task_id=text))
         uninstrument(app)
 
 

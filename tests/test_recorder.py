@@ -5,6 +5,7 @@ import gc
 import math
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -124,11 +125,13 @@ def test_a_long_error_is_cut(metrics: Metrics, folder: Path) -> None:
     ]
 
 
-def test_the_service_is_the_program_by_default(folder: Path) -> None:
-    with recording(folder, service=None) as metrics:
-        metrics.record("a", "b", 1.0)
-    (row,) = live(folder)
-    assert row["service"] == metrics.service == "pytest"
+@pytest.mark.parametrize(
+    ("arguments", "service"), [(("shop.py",), "shop"), (("-m", "shop"), "shop"), (("-c", "import shop"), "python")]
+)
+def test_the_service_is_the_program_by_default(tmp_path: Path, arguments: tuple[str, ...], service: str) -> None:
+    (tmp_path / "shop.py").write_text("from tallymark import Metrics; print(Metrics('metrics').service)")
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"{service}\n"
 
 
 # The life of a recorder

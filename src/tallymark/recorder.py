@@ -504,4 +504,5 @@ def _program_name() -> str:
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name:
         return str(spec.name).removesuffix(".__main__")
-    return os.path.splitext(os.path.basename(sys.argv[0] if sys.argv else ""))[0] or "python"
+    name = os.path.splitext(os.path.basename(sys.argv[0] if sys.argv else ""))[0]
+    return "python" if name in ("", "-c") else name
