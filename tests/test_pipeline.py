@@ -1,6 +1,7 @@
 """Runs of pipelines: what is collected, what is recorded, and what is written to files."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -307,6 +308,15 @@ class TestPrivacy:
             run.record_resources(cpu=1.0)
         assert (run.stages, run.caches, run.resources) == ({}, {}, ResourceMetrics())
         assert not folder.exists()
+
+    def test_a_generator_that_is_closed_early_has_not_failed(self, metrics: Metrics, folder: Path) -> None:
+        def items() -> Iterator[int]:
+            with PipelineRun(metrics, "export") as run, run.stage("fetch"):
+                yield 1
+
+        with contextlib.closing(items()) as early:
+            next(early)
+        assert {record["metric_type"]: record["success"] for record in live(folder)} == {"stage": True, "run": True}
 
     def test_a_journal_that_is_full_does_not_hide_the_error_of_the_job(self, folder: Path) -> None:
         with recording(folder, max_queue_size=1, on_full="raise") as metrics:

@@ -5,38 +5,22 @@ a call costs what calling an empty function does.
 """
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from tallymark.recorder import DONE, Done, MetricsStats
 from tallymark.sealer import Waiting
+from tallymark.timing import AsyncToo
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NOTHING: Final = MetricsStats(0, 0, 0, 0, None, 0.0, False, {})
 
 
-class NoTiming:
+class NoTiming(AsyncToo):
     """What ``track_operation`` returns: a block may still add to ``metadata``; a function stays what it is."""
 
     def __init__(self, metadata: object) -> None:
         self.metadata: dict[str, Any] = dict(metadata) if isinstance(metadata, Mapping) else {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def __call__(self, function: F) -> F:
         return function

@@ -14,7 +14,48 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Timing:
+class AsyncToo:
+    """Lets ``async with`` do what ``with`` does, for blocks whose ends wait for nothing."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+class RecordedBlock(AsyncToo):
+    """A block whose end is recorded: :meth:`_end` is told what it failed of."""
+
+    __slots__ = ()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            # A generator that is closed early has not failed.
+            self._end(None if error is None or isinstance(error, GeneratorExit) else error)
+        except BufferFull:
+            if error is None:  # otherwise what went wrong in the block matters more
+                raise
+
+    def _end(self, failure: BaseException | None) -> None:
+        raise NotImplementedError
+
+
+class Timing(RecordedBlock):
     """One timed operation; made by :meth:`tallymark.Metrics.track_operation`.
 
     Attributes:
@@ -32,11 +73,7 @@ class Timing:
         self._started = self._metrics.monotonic_ns()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # A generator that is closed early has not failed.
-        failure = None if isinstance(error, GeneratorExit) else error
+    def _end(self, failure: BaseException | None) -> None:
         duration_ms = (self._metrics.monotonic_ns() - self._started) / 1e6
         try:
             self._metrics.record_operation(
@@ -50,17 +87,6 @@ class Timing:
         except (ValueError, RuntimeError) as refused:
             # The block has done its work: what it put into the metadata must not make it fail now.
             self._metrics.drop_invalid(self._name, refused)
-        except BufferFull:
-            if error is None:  # otherwise what went wrong in the block matters more
-                raise
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
 
     def __call__(self, function: F) -> F:
         """Decorate a function: every call is timed, a generator from its first step to its last."""

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tallymark.collectors import redis as redis_target
 from tallymark.collectors.postgres import PostgresCollector
@@ -14,6 +14,7 @@ from tallymark.collectors.target import TIMEOUT_SECONDS, Reading, TargetCollecto
 from tallymark.errors import ConfigError
 from tallymark.query import Filter
 from tallymark.reader import Reader, open_reader
+from tallymark.timing import AsyncToo
 
 if TYPE_CHECKING:
     import redis
@@ -36,7 +37,7 @@ _SHORTEST_WINDOW_SECONDS = 0.11
 _SECONDS_PER_HOUR = 3600
 
 
-class MetricsCollector:
+class MetricsCollector(AsyncToo):
     """Collects everything at once, and records nothing.
 
     Args:
@@ -140,16 +141,7 @@ class MetricsCollector:
             else:
                 each.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
         self.close()
 
     def _redis_collector(self, target: "RedisTarget") -> Any:

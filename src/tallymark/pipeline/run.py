@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tallymark import log
-from tallymark.errors import BufferFull
 from tallymark.model import MAX_DURATION_MS, MAX_ID_LENGTH, check_duration, check_number, check_text
 from tallymark.pipeline.metrics import (
     Bottleneck,
@@ -30,7 +28,7 @@ from tallymark.pipeline.metrics import (
     write_json,
 )
 from tallymark.privacy import MASK
-from tallymark.timing import describe
+from tallymark.timing import RecordedBlock, describe
 
 if TYPE_CHECKING:
     import logging
@@ -64,7 +62,7 @@ _folding = threading.RLock()
 os.register_at_fork(before=_folding.acquire, after_in_parent=_folding.release, after_in_child=_folding.release)
 
 
-class PipelineRun:
+class PipelineRun(RecordedBlock):
     """One run of a job: collects what its stages, caches and the machine do.
 
     Every method may be called from threads, coroutines, signal handlers and finalisers. As a context manager, sync or
@@ -205,25 +203,8 @@ class PipelineRun:
         except ValueError as refused:  # by what the recorder does with private texts, in the error
             self._refuse(self.name, refused)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.finish(error is None, None if error is None else describe(error))
-        except BufferFull:
-            if error is None:  # otherwise what went wrong in the block matters more
-                raise
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
+    def _end(self, failure: BaseException | None) -> None:
+        self.finish(failure is None, None if failure is None else describe(failure))
 
     # What it came to
 
@@ -378,7 +359,7 @@ class PipelineRun:
             log.warning("the run %r is no longer recorded: %s", self.name, refused)
 
 
-class StageTimer:
+class StageTimer(RecordedBlock):
     """One pass of a stage; made by :meth:`PipelineRun.stage`."""
 
     __slots__ = ("_name", "_run", "_started")
@@ -392,29 +373,15 @@ class StageTimer:
         self._started = self._run._now()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        duration_s = (self._run._now() - self._started) / 1e9
+    def _end(self, failure: BaseException | None) -> None:
+        run = self._run
+        duration_s = (run._now() - self._started) / 1e9
         if not 0.0 <= duration_s <= _LONGEST_SECONDS:  # a clock that is not the machine's own may give anything
             duration_s = 0.0 if duration_s < 0.0 else _LONGEST_SECONDS
-        # A generator that is closed early has not failed.
-        failed = error is not None and not isinstance(error, GeneratorExit)
         try:
-            self._run.record_stage(self._name, duration_s, failed)
+            run.record_stage(self._name, duration_s, failure is not None)
         except ValueError as refused:  # the block has done its work: what its name holds must not make it fail now
-            self._run._refuse(self._name, refused)
-        except BufferFull:
-            if error is None:  # otherwise what went wrong in the block matters more
-                raise
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
+            run._refuse(self._name, refused)
 
 
 def _nothing(*arguments: object, **keywords: object) -> None:

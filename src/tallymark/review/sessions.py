@@ -4,11 +4,9 @@ import contextlib
 from collections.abc import Mapping
 from contextvars import Token
 from enum import StrEnum
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tallymark.errors import BufferFull
-from tallymark.timing import describe
+from tallymark.timing import RecordedBlock, describe
 from tallymark.trace import current_session_id
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ class ProcessingStage(StrEnum):
     USER_DELIVERY = "user_delivery"
 
 
-class ProcessingTimer:
+class ProcessingTimer(RecordedBlock):
     """Times one stage of a session; made by :func:`tallymark.review.timer`.
 
     Use it in ``with`` or ``async with``; an exception is recorded as a failure and goes on. What runs in the block, and
@@ -104,25 +102,9 @@ class ProcessingTimer:
         self._token = current_session_id.set(self._session_id)
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _end(self, failure: BaseException | None) -> None:
         token, self._token = self._token, None
         if token is not None:
             with contextlib.suppress(ValueError, RuntimeError):  # a generator that another task brought to its end
                 current_session_id.reset(token)
-        # A generator that is closed early has not failed.
-        failed = error is not None and not isinstance(error, GeneratorExit)
-        try:
-            self.stop(not failed, describe(error) if failed and error is not None else None)
-        except BufferFull:
-            if error is None:  # otherwise what went wrong in the block matters more
-                raise
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
+        self.stop(failure is None, None if failure is None else describe(failure))
