@@ -18,8 +18,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from settings_page import PAGE, page
 
-from tallymark.config import OTHER_NAMES, Settings, mask_url, settings
+from tallymark.config import OTHER_NAMES, Settings, settings
 from tallymark.errors import ConfigError
+from tallymark.location import mask_url
 
 CANARY = "canary5ecret"
 SECRETS = ("keys", "redis", "postgres", "broker", "pseudonym_key")
@@ -201,8 +202,9 @@ def test_a_store_may_be_a_path(tmp_path: Path) -> None:
 def test_where_the_log_goes(tmp_path: Path) -> None:
     assert Settings().log_path == tmp_path / "metrics" / "logs" / "metrics.jsonl"
     assert Settings(log_file="x.jsonl", store="postgresql://u@h/d").log_path == Path("x.jsonl")
-    with pytest.raises(ConfigError):
-        _ = Settings(store="postgresql://u@h/d").log_path
+    elsewhere = Settings(store="postgresql://u:p@h/d").log_path
+    assert elsewhere == Settings(store="postgresql://u:changed@h/d").log_path
+    assert elsewhere != Settings(store="postgresql://u@h/e").log_path
 
 
 # What is refused

@@ -19,10 +19,11 @@ from tallymark.integrations.logging import JsonLinesHandler, log_event
 from tallymark.keeping import Erased
 from tallymark.lane import ENTRIES_AT, ENTRY_SIZE, JOURNALS
 from tallymark.lane_reader import lanes
+from tallymark.maintenance import MAINTAIN_LOCK
 from tallymark.query import Query
 from tallymark.shipper import Shipper, shipping_lock, shipping_turn
 from tallymark.store import open_store
-from tallymark.stores.lake import MAINTAIN_LOCK, Lake
+from tallymark.stores.lake import Lake
 
 SUBJECT = "session-4f0c-of-ännä-'\"\\"
 """Hostile: quotes, a backslash, and letters beyond ASCII."""
@@ -201,6 +202,7 @@ def test_old_versions_of_the_table_hold_nothing(folder: Path) -> None:
         for _ in range(30):
             record_some(metrics, "a", 3)
             ship(folder)
+        assert isinstance(lake, Lake)
         lake.compact(2**62)
         record_some(metrics, "a", 3)
         for _ in range(60):

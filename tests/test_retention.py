@@ -10,6 +10,7 @@ import pytest
 from lakes import DAY, NOON, batch, count, lake_with, row
 
 from tallymark.errors import ConfigError
+from tallymark.maintenance import maintain
 from tallymark.stores.lake import Lake
 from tallymark.stores.retention import HOUR_NS, MAX_JUMP_NS, MAX_OFF_NS, ClockWatch, Retention, boot_id
 from tallymark.testing import ManualClock
@@ -131,18 +132,18 @@ def steady(clock: HandClock, folder: Path) -> None:
 
 def test_days_that_are_too_old_are_deleted(lake: Lake, clock: HandClock, tmp_path: Path) -> None:
     steady(clock, tmp_path)
-    done = lake.maintain(clock, Retention(30))
+    done = maintain(lake, tmp_path, clock, Retention(30))
     # A day has passed, and the day in which the thirtieth day ends is kept whole.
     assert (done.deleted, done.held) == (10, None)
     assert count(lake) == 40
-    assert lake.maintain(clock, Retention(30)).deleted == 0
+    assert maintain(lake, tmp_path, clock, Retention(30)).deleted == 0
 
 
 def test_a_jump_of_the_clock_deletes_nothing(lake: Lake, clock: HandClock, tmp_path: Path) -> None:
-    assert lake.maintain(clock).held is not None
+    assert maintain(lake, tmp_path, clock).held is not None
     clock.run(24 * HOUR_NS)
     clock.wall += 3_650 * DAY
-    done = lake.maintain(clock)
+    done = maintain(lake, tmp_path, clock)
     assert (done.deleted, done.vacuumed) == (0, 0)
     assert "clock" in str(done.held)
     assert count(lake) == 50
@@ -151,15 +152,15 @@ def test_a_jump_of_the_clock_deletes_nothing(lake: Lake, clock: HandClock, tmp_p
 def test_a_clock_at_the_beginning_of_time_deletes_nothing(lake: Lake, clock: HandClock, tmp_path: Path) -> None:
     clock.wall = DAY
     steady(clock, tmp_path)
-    assert lake.maintain(clock).deleted == 0
+    assert maintain(lake, tmp_path, clock).deleted == 0
     assert count(lake) == 50
 
 
 def test_one_maintains_and_the_others_leave_it_alone(lake: Lake, clock: HandClock, tmp_path: Path) -> None:
     with (tmp_path / "maintain.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert lake.maintain(clock).held == "another process is at it"
-    assert lake.maintain(clock).held != "another process is at it"
+        assert maintain(lake, tmp_path, clock).held == "another process is at it"
+    assert maintain(lake, tmp_path, clock).held != "another process is at it"
     assert json.loads((tmp_path / "clock.json").read_text())["wall"] == clock.wall
 
 
@@ -190,19 +191,19 @@ def left(lake: Lake) -> list[int]:
 def test_each_metric_type_is_kept_for_its_own_time(mixed: Lake, clock: HandClock, tmp_path: Path) -> None:
     steady(clock, tmp_path)
     retention = Retention(20, {"audit": 0, "trace's": 7})
-    assert mixed.maintain(clock, retention).deleted == 40 + 53
+    assert maintain(mixed, tmp_path, clock, retention).deleted == 40 + 53
     assert left(mixed) == [20, 60, 7]
-    assert mixed.maintain(clock, retention).deleted == 0
+    assert maintain(mixed, tmp_path, clock, retention).deleted == 0
     clock.run(DAY)
-    assert mixed.maintain(clock, retention).deleted == 2
+    assert maintain(mixed, tmp_path, clock, retention).deleted == 2
     info = mixed.info()
     assert (info.stored, info.deleted, info.recorded) == (85, 95, 180)
 
 
 def test_zero_days_are_for_ever(mixed: Lake, clock: HandClock, tmp_path: Path) -> None:
     steady(clock, tmp_path)
-    assert mixed.maintain(clock, Retention(0)).deleted == 0
-    assert mixed.maintain(clock, Retention(0, {"audit": 30})).deleted == 30
+    assert maintain(mixed, tmp_path, clock, Retention(0)).deleted == 0
+    assert maintain(mixed, tmp_path, clock, Retention(0, {"audit": 30})).deleted == 30
     assert left(mixed) == [60, 30, 60]
 
 
@@ -210,15 +211,15 @@ def test_zero_days_are_for_ever(mixed: Lake, clock: HandClock, tmp_path: Path) -
 def test_a_jump_deletes_nothing_of_any_type(mixed: Lake, tmp_path: Path, years: int) -> None:
     clock = ManualClock(NOON + 100 * DAY)
     retention = Retention(20, {"audit": 1, "trace's": 50})
-    mixed.maintain(clock, retention)
+    maintain(mixed, tmp_path, clock, retention)
     clock.advance(86_400)
     clock.set(clock.time_ns() + years * 365 * DAY)
     for _ in range(20):
-        assert mixed.maintain(clock, retention).deleted == 0
+        assert maintain(mixed, tmp_path, clock, retention).deleted == 0
         clock.advance(3_600)
     clock.set(clock.time_ns() - years * 365 * DAY)  # and back
     for _ in range(20):
-        assert mixed.maintain(clock, retention).deleted == 0
+        assert maintain(mixed, tmp_path, clock, retention).deleted == 0
         clock.advance(3_600)
     assert left(mixed) == [60, 60, 60]
 

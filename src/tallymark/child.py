@@ -1,15 +1,17 @@
 """The child process that ships. Apart from who starts it, because ``subprocess`` is loaded only where one is."""
 
 import contextlib
+import os
 import subprocess
 
 
 class Child(subprocess.Popen[bytes]):
     """It may outlive the application, or whoever waited for it: no warnings about that."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         super().__init__(
             command,
+            env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -15,7 +15,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -30,7 +29,7 @@ from pydantic import (
 
 from tallymark import log
 from tallymark.errors import ConfigError
-from tallymark.location import lake_folder
+from tallymark.location import MASK, STATE_VARIABLE, local_folder, mask_url, shown
 from tallymark.model import MAX_NAME_LENGTH
 from tallymark.privacy import RULES
 
@@ -46,18 +45,18 @@ OTHER_NAMES: Final = {
 }
 """Variables that mean a setting too, where its own is not set."""
 
-NO_SETTINGS: Final = frozenset({"TALLYMARK_CONFIG", "TALLYMARK_DEBUG", "TALLYMARK_PURE_PYTHON", "TALLYMARK_SOAK"})
+NO_SETTINGS: Final = frozenset(
+    {"TALLYMARK_CONFIG", "TALLYMARK_DEBUG", "TALLYMARK_PURE_PYTHON", "TALLYMARK_SOAK", STATE_VARIABLE}
+)
 """Variables that begin like those of settings and are none."""
 
 URLS: Final = frozenset({"redis", "postgres", "broker"})
 """Secrets of which only a part is masked."""
 
-MASK: Final = "***"
 PII_ACTIONS: Final = ("mask", "reject", "allow")
 
 # What leads from one URL of a list to the next: a password and a list of hosts may hold a comma too.
 _BETWEEN_URLS: Final = re.compile(r",\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def _listed(value: object, between: str | re.Pattern[str] = ",") -> object:
@@ -197,7 +196,7 @@ class Settings(BaseModel):
         Raises:
             ConfigError: it would go into the store, and that is no folder.
         """
-        return self.log_file or lake_folder(self.store) / "logs" / "metrics.jsonl"
+        return self.log_file or local_folder(self.store) / "logs" / "metrics.jsonl"
 
     def origin(self, name: str) -> str:
         """Where a setting came from: ``argument``, ``environment variable …``, ``file …`` or ``default``."""
@@ -206,8 +205,8 @@ class Settings(BaseModel):
     def shown(self, name: str) -> Any:
         """The value of a setting as it may be seen: as JSON has it, with secrets masked."""
         value = getattr(self, name)
-        if name == "store" and _SCHEME.match(value) and not value.lower().startswith("lake:"):
-            return mask_url(value)
+        if name == "store":
+            return shown(value)
         return _shown(value, mask_url if name in URLS else _mask)
 
     def __repr_args__(self) -> Iterable[tuple[str, Any]]:
@@ -319,21 +318,3 @@ def _shown(value: Any, mask: Callable[[str], str]) -> Any:
 
 def _mask(secret: str) -> str:
     return MASK
-
-
-def mask_url(text: str) -> str:
-    """The URL with its password masked; all of it where it is not certain which part that is."""
-    try:
-        url = urlsplit(text)
-        _ = url.port  # ValueError: what stands there is no port, perhaps part of a password
-    except ValueError:
-        return MASK
-    no_url = "://" not in text or not url.scheme or (url.netloc and not url.hostname)
-    # A password that was not escaped ends the host early.
-    if no_url or "@" in url.path + url.query or url.fragment:
-        return MASK
-    user, at, place = url.netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    # Alone it may be a token.
-    user = f"{name}:{MASK}" if colon else MASK if at else ""
-    return f"{url.scheme}://{user}{at}{place}{url.path}{'?' + MASK if url.query else ''}"

@@ -15,10 +15,12 @@ from tallymark.clock import Clock, SystemClock
 from tallymark.keeping_logs import erase_lines, line_match
 from tallymark.lane import JOURNALS, SUFFIX
 from tallymark.lane_reader import each_lane
+from tallymark.maintenance import alone, trusts
 from tallymark.query import Query
 from tallymark.shipper import ship, shipping_turn
+from tallymark.store import Store
 from tallymark.stores.delta import DAY_NS
-from tallymark.stores.lake import Lake
+from tallymark.stores.duck import Engine
 
 Say = Callable[[str], None]
 """Told what is being done, and what is waited for."""
@@ -30,7 +32,7 @@ _CLOCK: Final = SystemClock()
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to forget, in the table and in the journals.
+    """What there is to forget, in the store and in the journals.
 
     Attributes:
         by_type: how many records, by metric type.
@@ -52,7 +54,7 @@ class Erased:
     """What an erasure did.
 
     Attributes:
-        records: how many were deleted from the table.
+        records: how many were deleted from the store.
         overwritten: those among them whose bytes were overwritten in journals that are still in use.
         lines: how many lines were removed from the structured log; None where the query asks for what lines do not
             have, and they were left alone.
@@ -67,37 +69,36 @@ class Erased:
     newer: int
 
 
-def find(lake: Lake, queries: Iterable[Query]) -> Found:
+def find(store: Store, queries: Iterable[Query]) -> Found:
     """What queries find that have no record in common."""
     by_type, days = Counter[str](), set[int]()
     for query in queries:
         groups = replace(query, window=DAY_NS, group_by=("metric_type",), aggregates=("count",))
-        for row in lake.aggregate(groups).to_pylist():
+        for row in store.aggregate(groups).to_pylist():
             by_type[row["metric_type"]] += row["count"]
             days.add(row["window_start"])
     return Found(dict(by_type.most_common()), min(days, default=None), max(days, default=None))
 
 
-def prune(lake: Lake, folder: Path, queries: Sequence[Query], say: Say, clock: Clock = _CLOCK) -> int:
+def prune(store: Store, folder: Path, queries: Sequence[Query], say: Say, clock: Clock = _CLOCK) -> int:
     """Delete what queries find, that in journals too, and give the room back at once; how many records they were.
 
     Raises:
         StoreError: the store refused; what is deleted by then stays so.
     """
     with shipping_turn(folder / JOURNALS, lambda: say(_SHIPPING)):
-        say("moving the journals into the table …")
-        ship(lake, folder / JOURNALS, clock)
-    with lake.alone(lambda: say(_MAINTAINING)):
+        say("moving the journals into the store …")
+        ship(store, folder / JOURNALS, clock)
+    with alone(folder, lambda: say(_MAINTAINING)):
         say("deleting …")
-        deleted = sum(map(lake.delete, queries))
+        deleted = sum(map(store.delete, queries))
         say("removing files …")
-        lake.compact(clock.time_ns())
-        lake.vacuum(0)
+        store.purge(clock.time_ns())
     return deleted
 
 
 def erase(
-    lake: Lake,
+    store: Store,
     folder: Path,
     query: Query,
     say: Say,
@@ -109,44 +110,39 @@ def erase(
     Applications go on recording meanwhile. What they record of the subject after this has begun are new records.
 
     Args:
-        folder: of the lake.
+        folder: what belongs to the store on this machine.
         logs: the structured logs; the files that they were rotated into are found.
 
     Raises:
         StoreError: the store refused; what is erased by then stays so.
     """
     left: list[str] = []
-    with shipping_turn(folder / JOURNALS, lambda: say(_SHIPPING)), lake.alone(lambda: say(_MAINTAINING)):
-        say("moving the journals into the table …")
-        ship(lake, folder / JOURNALS, clock)
+    with shipping_turn(folder / JOURNALS, lambda: say(_SHIPPING)), alone(folder, lambda: say(_MAINTAINING)):
+        say("moving the journals into the store …")
+        ship(store, folder / JOURNALS, clock)
         say("writing files anew without the records …")
-        records = lake.delete(query)
+        records = store.delete(query)
         say("overwriting journals that are in use …")
-        overwritten = _erase_in_journals(lake, folder / JOURNALS, query, left)
+        overwritten = _erase_in_journals(store, folder / JOURNALS, query, left)
         say("removing files …")
-        lake.vacuum(0)
-        lake.vacuum(strays=lake.trusts(clock))
-        left += [
-            f"{path}: no file of the table; a writer that died left it, or one is at work: try again in an hour"
-            for path in lake.strays()
-        ]
-        lines = line_match(lake, query)
+        left += store.purge(clock.time_ns(), strays=trusts(folder, clock))
+        lines = line_match(query)
         if lines is not None and logs:
             say("removing lines of the structured log …")
         removed = None if lines is None else sum(erase_lines(log, lines, left) for log in logs)
-    newer = find(lake, [query]).records
+    newer = find(store, [query]).records
     return Erased(records, overwritten, removed, tuple(left), newer)
 
 
-def _erase_in_journals(lake: Lake, journals: Path, query: Query, left: list[str]) -> int:
+def _erase_in_journals(store: Store, journals: Path, query: Query, left: list[str]) -> int:
     """Overwrite what is stored already in the journals that are left; how many records that were."""
-    overwritten = 0
+    overwritten, engine = 0, Engine()
     unread = {path for path in journals.iterdir() if path.name.endswith(SUFFIX)}
     for lane in each_lane(journals):
         unread.discard(lane.path)
-        end = lake.positions([lane.journal]).get(lane.journal, 0)
+        end = store.positions([lane.journal]).get(lane.journal, 0)
         rows = lane.rows(0)
-        found = lake.find(query, rows)["seq"].to_numpy()
+        found = engine.ids(query, rows)["seq"].to_numpy()
         found = found[found < end]
         try:
             lane.erase(found, end)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tallymark.batch import SCHEMA
 from tallymark.query import Query
-from tallymark.stores.lake import Lake
+from tallymark.stores.duck import Engine
 
 LineMatch = Callable[[Sequence[bytes]], Sequence[bool]]
 """Which of some lines are to be removed."""
@@ -31,11 +31,11 @@ ROUNDS: Final = 20
 _IN_LINES: Final = ("session_id", "trace_id", "service")
 
 
-def line_match(lake: Lake, query: Query) -> LineMatch | None:
+def line_match(query: Query) -> LineMatch | None:
     """Which lines a query means: those with such a session, trace or service; any other field of a line counts as
     metadata. None where it asks for what lines do not have, or for what is not so.
     """
-    texts = set()
+    texts, engine = set(), Engine()
     for found in query.filters:
         plain = found.op in ("=", "in") and None not in found.values
         if not plain or not (found.field in _IN_LINES or found.field.startswith("metadata.")):
@@ -45,7 +45,7 @@ def line_match(lake: Lake, query: Query) -> LineMatch | None:
     def matches(lines: Sequence[bytes]) -> Sequence[bool]:
         rows = [_row(number, _fields(line)) for number, line in enumerate(lines)]
         match = np.zeros(len(lines), bool)
-        match[lake.find(query, pa.Table.from_pylist(rows, schema=SCHEMA))["seq"].to_numpy()] = True
+        match[engine.ids(query, pa.Table.from_pylist(rows, schema=SCHEMA))["seq"].to_numpy()] = True
         for number, line in enumerate(lines):
             # Half a line, of a writer that died: what it is about can only be guessed.
             if not line.endswith(b"}\n") and any(text and text in line for text in texts):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tallymark import log
 from tallymark.journal import Journal
 from tallymark.lane import JOURNALS
-from tallymark.location import lake_folder
+from tallymark.location import absolute, local_folder, split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,10 @@ REQUEST_FILE: Final = ".ship-now"
 """Made, in the folder of the journals, by whoever wants a long-running shipper to ship at once."""
 SEAL_SECONDS: Final = 60.0
 """Records are read from the journal as well as from the lake: short of a full lane, a child a minute is enough."""
+SEEN_SECONDS: Final = 15.0
+"""The same for every other store. A child takes about half a second of one core; ``tallymark ship`` does without."""
+STORE_VARIABLE: Final = "TALLYMARK_STORE"
+"""Tells a child where to ship to."""
 BUSY: Final = 75
 """Exit code of a child that found somebody else shipping (EX_TEMPFAIL; gunicorn takes 3 and 4 for its own)."""
 LONGEST_PAUSE: Final = 60.0
@@ -57,11 +61,13 @@ class Sealer:
     """Starts children that ship, when it is worth one."""
 
     def __init__(self, store: str, interval_seconds: float, batch_size: int) -> None:
-        folder = lake_folder(store)
+        folder = local_folder(store)
         self.journals = folder / JOURNALS
-        self._store = str(folder)
+        self._store = absolute(store)
+        # Of a lake the journals are read too; of others only what is shipped is seen from other machines.
+        self._rest = SEAL_SECONDS if split(store)[0] == "lake" else SEEN_SECONDS
+        self._smallest = batch_size if split(store)[0] == "lake" else 1
         self._interval = interval_seconds
-        self._batch_size = batch_size
         self._child: Child | None = None
         self._started = 0  # children so far
         self._ended = 0  # the number of the newest child that came to an end without finding another shipper
@@ -81,8 +87,8 @@ class Sealer:
             return
         self._looked = now
         waiting = journal.stats().pending
-        rested = now - self._sealed >= SEAL_SECONDS
-        if journal.complete_lanes or (rested and waiting >= self._batch_size) or (rested and self._crowded()):
+        rested = now - self._sealed >= self._rest
+        if journal.complete_lanes or (rested and waiting >= self._smallest) or (rested and self._crowded()):
             self._start_child()
 
     def seal(self, journal: Journal, deadline: float, *, final: bool = False) -> "Waiting":
@@ -167,7 +173,9 @@ class Sealer:
             self._sealed = time.monotonic()
             self._started += 1
             # -P: not the modules of whatever folder the application runs in.
-            self._child = Child([sys.executable, "-P", "-m", "tallymark.shipper", self._store])
+            # The URL not as an argument, which every user of the machine can see: it may hold a password.
+            command = [sys.executable, "-P", "-m", "tallymark.shipper"]
+            self._child = Child(command, {STORE_VARIABLE: self._store})
         except OSError as error:
             self._fail(error)
             return False

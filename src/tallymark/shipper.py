@@ -26,9 +26,10 @@ from tallymark.clock import Clock, SystemClock
 from tallymark.errors import TallymarkError
 from tallymark.lane import DROP_REASONS, JOURNALS
 from tallymark.lane_reader import LaneReader, each_lane
-from tallymark.location import lake_folder
+from tallymark.location import local_folder
+from tallymark.maintenance import maintain
 from tallymark.model import RESERVED_TYPE
-from tallymark.sealer import BUSY, LOCK_FILE, REQUEST_FILE
+from tallymark.sealer import BUSY, LOCK_FILE, REQUEST_FILE, STORE_VARIABLE
 from tallymark.store import Store, open_store
 from tallymark.without_pandas import keep_pandas_out
 
@@ -193,11 +194,11 @@ def ship_once(url: str, clock: Clock | None = None) -> Shipped | None:
         ConfigError: the URL is not usable.
         StoreError: the store refused; what is not stored stays in the journals.
     """
-    journals = lake_folder(url) / JOURNALS
+    journals = local_folder(url) / JOURNALS
     with shipping_lock(journals) as free:
         if not free:
             return None
-        with contextlib.closing(open_store(url)) as store:
+        with open_store(url) as store:
             return ship(store, journals, clock or SystemClock())
 
 
@@ -282,15 +283,16 @@ def main() -> int:
     keep_pandas_out()
     # Arrow's own pool gives memory back at once and the kernel clears it anew: about twice the system time.
     pa.set_memory_pool(pa.system_memory_pool())
+    url = sys.argv[1] if len(sys.argv) > 1 else os.environ[STORE_VARIABLE]
     try:
-        shipped = ship_once(sys.argv[1])
+        shipped = ship_once(url)
         if shipped is None:
             return BUSY
         while shipped is not None and shipped.records >= BATCH_ROWS:
-            shipped = ship_once(sys.argv[1])  # as many may have come meanwhile; another child would have to start first
-        with contextlib.closing(open_store(sys.argv[1])) as store:
+            shipped = ship_once(url)  # as many may have come meanwhile; another child would have to start first
+        with open_store(url) as store:
             # Joins small files where that pays. How long records are kept is for a server to decide.
-            store.maintain(retention=None)
+            maintain(store, local_folder(url), retention=None)
     except (TallymarkError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,17 +1,31 @@
 """What a store is: the contract, and how one is found by its URL."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
 
 from tallymark.errors import ConfigError
-from tallymark.location import lake_folder
+from tallymark.lane import JOURNALS
+from tallymark.location import local_folder, shown, split
 from tallymark.query import Query
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallymark.batch import Batch
-    from tallymark.stores.lake import Lake
+    from tallymark.stores.retention import Retention
+
+_KINDS: Final = {
+    "lake": ("lake", "Lake", "lake"),
+    "sqlite": ("sqlite", "Sqlite", "sqlite"),
+    "postgresql": ("postgres", "Postgres", "postgres"),
+    "clickhouse": ("clickhouse", "ClickHouse", "clickhouse"),
+    "json": ("json_files", "JsonFiles", "lake"),
+}
+"""The module in tallymark.stores, the class in it, and the extra with the packages that it needs."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +33,7 @@ class StoreInfo:
     """What a store holds.
 
     Attributes:
-        url: where it is.
+        url: where it is; without a password.
         stored: records kept, the store's own bookkeeping rows not counted.
         pending: records that are in live or orphaned journals and not in the store yet.
         dropped: records that could not be kept, by reason.
@@ -40,12 +54,31 @@ class StoreInfo:
         return self.stored + self.pending + sum(self.dropped.values()) + self.deleted
 
 
-class Store(Protocol):
-    """Where records are kept. Every method may be called from any thread.
+@dataclass(frozen=True)
+class Maintenance:
+    """What :meth:`Store.maintain` did.
 
-    Errors of the driver arrive as :class:`~tallymark.errors.StoreError`; the driver's own is their cause.
+    Attributes:
+        compacted: small files that were joined into others.
+        deleted: records that were too old.
+        vacuumed: files that were removed from the disk.
+        held: why no record was deleted, if so.
     """
 
+    compacted: int = 0
+    deleted: int = 0
+    vacuumed: int = 0
+    held: str | None = None
+
+
+class Store(ABC):
+    """Where records are kept. Every method may be called from any thread.
+
+    Errors of the driver arrive as :class:`~tallymark.errors.StoreError`; the driver's own is their cause. A store that
+    does not exist is empty: it is made by the first write.
+    """
+
+    @abstractmethod
     def write(self, batch: "Batch") -> None:
         """Keep the rows and the positions of a batch, both or neither.
 
@@ -54,14 +87,17 @@ class Store(Protocol):
         later read sees them.
         """
 
+    @abstractmethod
     def positions(self, journals: list[str]) -> dict[str, int]:
         """How far each of these journals is stored; a journal that is not known is left out."""
 
+    @abstractmethod
     def scan(self, query: Query) -> "pa.Table":
         """The records that match, as rows of :data:`tallymark.batch.SCHEMA`, in the order of the query, at
         most ``query.limit``. No match is an empty table with the same columns.
         """
 
+    @abstractmethod
     def aggregate(self, query: Query) -> "pa.Table":
         """One row for each window and group that holds at least one record; an empty table where none does.
 
@@ -73,6 +109,7 @@ class Store(Protocol):
             QueryError: the query has no limit, and there are more rows than an answer may have.
         """
 
+    @abstractmethod
     def delete(self, query: Query) -> int:
         """Forget the stored records that match the time range and the conditions of a query; returns how many they
         were. The store's own rows are never among them, and what is still in a journal is not touched.
@@ -81,28 +118,62 @@ class Store(Protocol):
             QueryError: the query asks for more than that: aggregates, an order, a limit or a cursor.
         """
 
+    @abstractmethod
     def info(self) -> StoreInfo:
         """What is stored, pending and dropped, at one instant."""
 
     def close(self) -> None:
         """Give everything back. Closing twice is allowed."""
+        return  # there may be nothing to give back
+
+    def maintain(self, now: int, retention: "Retention | None", *, strays: bool = False) -> Maintenance:
+        """Do what keeps a store small and fast. :func:`tallymark.maintenance.maintain` calls it every few minutes, and
+        nobody else at that time.
+
+        Args:
+            now: the time, ns.
+            retention: how long records are kept; with None no record is deleted.
+            strays: whether ``now`` may be trusted to tell how old files are that writers left which died.
+        """
+        expired = [] if retention is None else retention.expired(now)
+        return Maintenance(deleted=sum(map(self.delete, expired)))
+
+    def purge(self, now: int, *, strays: bool = False) -> list[str]:
+        """Give the room of what was deleted back at once, so that no byte of it stays. Arguments as :meth:`maintain`.
+
+        Returns:
+            What could not be removed, as sentences.
+        """
+        return []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
-def open_store(url: str = "./metrics") -> "Lake":
+def open_store(url: str = "./metrics") -> Store:
     """The store at a URL. It is made by the first write, not by this.
 
     Args:
-        url: a folder, as ``./metrics`` or ``lake:./metrics``.
+        url: a folder, as ``./metrics`` or ``lake:./metrics``; or one of ``sqlite:///metrics.db``,
+            ``postgresql://…``, ``clickhouse://…``, ``json:./metrics``.
 
     Raises:
         ConfigError: the URL is of no known kind, cannot be used, or a package for it is missing.
     """
-    folder = lake_folder(url)
+    scheme, place = split(url)
+    folder = local_folder(url)
+    module, name, extra = _KINDS[scheme]
     try:
-        from tallymark.stores.lake import Lake
+        kind: Callable[..., Store] = getattr(import_module(f"tallymark.stores.{module}"), name)
+        from tallymark.journaled import Journaled
     except ModuleNotFoundError as missing:
         if missing.name is not None and missing.name.partition(".")[0] == "tallymark":
             raise
-        hint = 'hint: pip install "tallymark[lake]"'
-        raise ConfigError(f"a lake needs the package {missing.name}; {hint}") from missing
-    return Lake(folder, url=url)
+        hint = f'hint: pip install "tallymark[{extra}]"'
+        raise ConfigError(f"this store needs the package {missing.name}; {hint}") from missing
+    store = kind(place if "://" in place else Path(place).absolute(), url=shown(url))
+    # A lake reads its journals itself, so that a record is seen in the instant it is made.
+    return store if scheme == "lake" else Journaled(store, folder / JOURNALS)

@@ -78,7 +78,7 @@ def doctor(
     from rich.text import Text
 
     from tallymark.cli.output import console, print_json, visible
-    from tallymark.location import lake_folder
+    from tallymark.location import local_folder
 
     findings: list[Finding] = []
     out = console()
@@ -97,7 +97,7 @@ def doctor(
 
     for check in (_python, _libraries, _clock):
         report(check())
-    folder = lake_folder(store)
+    folder = local_folder(store)
     report(_folder(folder))
     if findings[-1].ok:
         report(_free_space(folder))
@@ -279,10 +279,10 @@ class _Journey:
         from pyarrow import parquet
 
         from tallymark.batch import record_id
-        from tallymark.location import lake_folder
+        from tallymark.location import local_folder
         from tallymark.stores.delta import Delta
 
-        files = Delta(lake_folder(self._store) / "table").snapshot(start=self._started).files
+        files = Delta(local_folder(self._store) / "table").snapshot(start=self._started).files
         for file in files:
             table = parquet.read_table(file, columns=["journal", "seq"], filters=[("metric_type", "=", "doctor")])
             if any(record_id(row["journal"], row["seq"]) == self._id for row in table.to_pylist()):

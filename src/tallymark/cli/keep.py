@@ -13,7 +13,7 @@ from tallymark.errors import QueryError, StoreError
 if TYPE_CHECKING:
     from tallymark.keeping import Erased, Found
     from tallymark.query import Query
-    from tallymark.stores.lake import Lake
+    from tallymark.store import Store
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be forgotten.")]
@@ -58,21 +58,22 @@ def prune(
 
     from tallymark import keeping
     from tallymark.cli.output import message
+    from tallymark.maintenance import trusts
 
     queries = _expired(older_than, metric_type, time.time_ns())
-    lake, folder = _lake(store)
-    found = keeping.find(lake, queries)
+    opened, folder = _opened(store)
+    found = keeping.find(opened, queries)
     if not as_json:
         _show(found, "nothing is that old")
     deleted = 0
     if found.records and not dry_run:
-        if not (lake.trusts() or trust_clock):
+        if not (trusts(folder) or trust_clock):
             raise StoreError(
                 "nothing was deleted: the clock of this machine has not been seen running steadily for a day, so what "
                 "is old cannot be told; hint: if `date` is right, --trust-clock; else try again tomorrow"
             )
         _ask(f"Forget {found.records:,} records for ever?", yes)
-        deleted = keeping.prune(lake, folder, queries, _say)
+        deleted = keeping.prune(opened, folder, queries, _say)
         message(f"{deleted:,} records are forgotten")
     if as_json:
         _print(found, dry_run, deleted)
@@ -109,8 +110,8 @@ def erase(
     if session is None and trace is None and not where:
         raise QueryError("erase: name --session, --trace or --where")
     query = Query.build(agg=(), where=where or (), session_id=session, trace_id=trace)
-    lake, folder = _lake(store)
-    found = keeping.find(lake, [query])
+    opened, folder = _opened(store)
+    found = keeping.find(opened, [query])
     if not as_json:
         _show(found, "no record matches")
     if dry_run:
@@ -119,7 +120,7 @@ def erase(
         return
     # Also where no record is found: an erasure that was interrupted is finished by the next.
     _ask(f"Erase {found.records:,} records, and what the structured log says, for ever?", yes)
-    done = keeping.erase(lake, folder, query, _say, _logs(folder))
+    done = keeping.erase(opened, folder, query, _say, _logs(folder))
     _report(done)
     if as_json:
         more = {"overwritten": done.overwritten, "log_lines": done.lines, "newer": done.newer, "left": list(done.left)}
@@ -128,12 +129,12 @@ def erase(
         raise typer.Exit(1)
 
 
-def _lake(store: str) -> tuple["Lake", Path]:
-    from tallymark.location import lake_folder
+def _opened(store: str) -> tuple["Store", Path]:
+    from tallymark.location import local_folder
     from tallymark.store import open_store
 
     open_existing(store).close()
-    return open_store(store), lake_folder(store)
+    return open_store(store), local_folder(store)
 
 
 def _expired(older_than: str | None, metric_types: list[str] | None, now: int) -> list["Query"]:

@@ -43,12 +43,17 @@ def open_existing(store: str) -> "Reader":
         empty store.
     """
     import tallymark
-    from tallymark.location import lake_folder
+    from tallymark.location import shown, split
 
-    folder = lake_folder(store)
-    if not any((folder / part).is_dir() for part in ("journals", "table")):
+    scheme, place = split(store)
+    folder = Path(place)
+    here = {
+        "lake": any((folder / part).is_dir() for part in ("journals", "table")),
+        "json": folder.is_dir(),
+        "sqlite": folder.is_file() or folder.with_name(folder.name + ".tallymark").is_dir(),
+    }
+    if "://" not in place and not here[scheme]:
         others = f"tallymark … {DEMO_STORE}" if Path(DEMO_STORE).is_dir() else "tallymark demo"
-        raise ConfigError(
-            f"there is no store at {store!r}; hint: name the folder that the application records to, or try: {others}"
-        )
+        hint = f"hint: name the folder that the application records to, or try: {others}"
+        raise ConfigError(f"there is no store at {shown(store)!r}; {hint}")
     return tallymark.open(store)

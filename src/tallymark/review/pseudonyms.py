@@ -18,7 +18,7 @@ from typing import Final, Literal, get_args
 
 from tallymark import log
 from tallymark.errors import ConfigError
-from tallymark.location import lake_folder
+from tallymark.location import local_folder
 from tallymark.model import MAX_ID_LENGTH, check_text
 
 Kind = Literal["user", "chat", "admin", "message"]
@@ -53,7 +53,7 @@ class Pseudonyms:
         self.raw_ids = raw_ids
         self._key = None if key is None else _derived(key.encode() if isinstance(key, str) else key)
         # Now: the program may change its folder later.
-        self._file = lake_folder(os.fspath(store)) / KEY_FILE if key is None else None
+        self._file = local_folder(os.fspath(store)) / KEY_FILE if key is None else None
 
     def of(self, kind: Kind, identifier: int | str) -> str:
         """What is stored for this id: ``admin_`` and twenty letters; the same for ``7`` and ``"7"``.

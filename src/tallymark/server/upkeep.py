@@ -4,14 +4,15 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Final
 
 from tallymark.errors import TallymarkError
 from tallymark.lane import JOURNALS
-from tallymark.location import lake_folder
+from tallymark.location import local_folder, split
+from tallymark.maintenance import maintain
 from tallymark.shipper import Shipper
-from tallymark.store import open_store
-from tallymark.stores.lake import Lake
+from tallymark.store import Store, open_store
 from tallymark.stores.retention import Retention
 
 FIRST_SECONDS: Final = 10.0
@@ -37,11 +38,13 @@ def upkeep(url: str, retention: Retention) -> Iterator[None]:
     Raises:
         ConfigError: the URL is not usable.
     """
+    folder = local_folder(url)
     with closing(open_store(url)) as store:
-        shipper = Shipper(store, lake_folder(url) / JOURNALS)
+        # A lake's journals are read too: short of a full lane there is no hurry.
+        shipper = Shipper(store, folder / JOURNALS, interval_seconds=30.0 if split(url)[0] == "lake" else 1.0)
         stopping = threading.Event()
         maintainer = threading.Thread(
-            target=_maintain, args=(store, retention, stopping), name="tallymark-upkeep", daemon=True
+            target=_maintain, args=(store, folder, retention, stopping), name="tallymark-upkeep", daemon=True
         )
         shipper.start()
         maintainer.start()
@@ -53,12 +56,12 @@ def upkeep(url: str, retention: Retention) -> Iterator[None]:
             maintainer.join(STOP_SECONDS)
 
 
-def _maintain(store: Lake, retention: Retention, stopping: threading.Event) -> None:
+def _maintain(store: Store, folder: Path, retention: Retention, stopping: threading.Event) -> None:
     pause = FIRST_SECONDS
     while not stopping.wait(pause):
         pause = EVERY_SECONDS
         try:
-            done = store.maintain(retention=retention)
+            done = maintain(store, folder, retention=retention)
         except TallymarkError as error:
             logger.warning("the upkeep of the store failed, and is tried again: %s", error)
         else:

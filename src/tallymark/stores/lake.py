@@ -6,12 +6,10 @@ version does not have. So it sees every record once, also while a shipper moves 
 """
 
 import contextlib
-import fcntl
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -19,16 +17,15 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
 from tallymark.batch import CLOSED, SCHEMA, Batch
-from tallymark.clock import Clock, SystemClock
-from tallymark.errors import QueryError, StoreError
+from tallymark.errors import StoreError
 from tallymark.lane_reader import lanes
 from tallymark.model import RESERVED_TYPE
-from tallymark.query import MAX_ROWS, Filter, Query
-from tallymark.store import StoreInfo
+from tallymark.query import Filter, Query
+from tallymark.store import Maintenance, Store, StoreInfo
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off, utc_day
-from tallymark.stores.duck import Engine, FileGone, Statement, aggregate_sql, ids_sql, scan_sql
-from tallymark.stores.retention import ClockWatch, Retention
+from tallymark.stores.duck import Engine, FileGone
+from tallymark.stores.retention import Retention
 
 MIB: Final = 1 << 20
 
@@ -44,11 +41,6 @@ MANY_FILES: Final = 16
 VACUUM_HOURS: Final = 1
 """For how long a file that was replaced stays, for the queries that are still reading it."""
 
-MAINTAIN_LOCK: Final = "maintain.lock"
-"""Locked, in the folder of the lake, by whoever maintains it."""
-
-UNTRUSTED: Final = "the clock has not been seen running steadily for a day"
-
 _NOTHING: Final = SCHEMA.empty_table()
 
 _OWN_ROWS: Final = Query(
@@ -56,9 +48,6 @@ _OWN_ROWS: Final = Query(
     group_by=("name", "metadata.reason"),
     aggregates=("count", "sum"),
 )
-
-_SYSTEM_CLOCK: Final = SystemClock()
-_USUAL_RETENTION: Final = Retention()
 
 T = TypeVar("T")
 
@@ -74,24 +63,7 @@ class LiveJournal(Protocol):
     def pending(self, start: int) -> int: ...
 
 
-@dataclass(frozen=True)
-class Maintenance:
-    """What :meth:`Lake.maintain` did.
-
-    Attributes:
-        compacted: small files that were joined into others.
-        deleted: records that were too old.
-        vacuumed: files that were removed from the disk.
-        held: why no record was deleted, if so.
-    """
-
-    compacted: int = 0
-    deleted: int = 0
-    vacuumed: int = 0
-    held: str | None = None
-
-
-class Lake:
+class Lake(Store):
     """The store behind ``./metrics`` and ``lake:./metrics``; see :class:`tallymark.store.Store`.
 
     Reading makes no folder: a lake that does not exist is empty. Any number of processes may read, write and
@@ -135,11 +107,7 @@ class Lake:
 
     def aggregate(self, query: Query) -> pa.Table:
         """The groups of the records that match, those in journals included."""
-        table = self._read(query)
-        if table.num_rows > MAX_ROWS:
-            hint = "longer windows, a shorter time, or a limit"
-            raise QueryError(f"limit: the answer has more than {MAX_ROWS} rows; hint: {hint}")
-        return table
+        return self._read(query)
 
     def delete(self, query: Query) -> int:
         """Forget what is in the table and matches. Records that are still in journals are not touched."""
@@ -165,7 +133,7 @@ class Lake:
 
     def _plan(self, snapshot: Snapshot, days: Query) -> Deletion | None:
         """The next commit towards the deletion of what is counted by day."""
-        found = self._run(snapshot, _NOTHING, days).to_pylist()
+        found = self._engine.answer(days, _NOTHING, snapshot.files).to_pylist()
         counts = {utc_day(row["window_start"]): row["count"] for row in found}
         if not counts:
             return None
@@ -174,17 +142,9 @@ class Lake:
             return Deletion(snapshot.version, whole)
         sql = condition(days)
         if sql is None:
-            statement = Statement()
-            records = statement.records(snapshot.files)
-            ids = self._engine.run(statement, ids_sql(statement, records, days, MAX_IDS), _NOTHING)
+            ids = self._engine.ids(days, _NOTHING, snapshot.files, MAX_IDS)
             return Deletion(snapshot.version, Counter(map(utc_day, ids["timestamp"].to_numpy().tolist())), ids=ids)
         return Deletion(snapshot.version, counts, sql)
-
-    def find(self, query: Query, rows: pa.Table) -> pa.Table:
-        """Journal, sequence number and timestamp of those among some rows that match."""
-        statement = Statement()
-        sql = ids_sql(statement, statement.records(()), query, rows.num_rows)
-        return self._engine.run(statement, sql, rows)
 
     def info(self) -> StoreInfo:
         """What is stored, pending and dropped. Bytes are those of the Parquet files."""
@@ -194,7 +154,7 @@ class Lake:
 
     def _info(self, snapshot: Snapshot, journals: Sequence[LiveJournal]) -> StoreInfo:
         stored, pending, dropped = snapshot.rows, 0, Counter[str]()
-        for row in self._run(snapshot, _NOTHING, _OWN_ROWS).to_pylist():
+        for row in self._engine.answer(_OWN_ROWS, _NOTHING, snapshot.files).to_pylist():
             stored -= row["count"]
             if row["name"] == "dropped":
                 dropped[row["metadata.reason"]] += int(row["sum"])
@@ -227,45 +187,20 @@ class Lake:
         with _driver_errors("vacuum", self._url):
             return self._delta.vacuum(hours, strays=strays)
 
-    def strays(self) -> list[Path]:
-        """Parquet files in the folder of the table that its newest version does not have."""
+    def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
+        """Compact, delete whole days that are too old, vacuum."""
+        compacted = self.compact(now)
+        deleted = super().maintain(now, retention).deleted
+        return Maintenance(compacted, deleted, self.vacuum(strays=strays))
+
+    def purge(self, now: int, *, strays: bool = False) -> list[str]:
+        """Remove every file that is not of the newest version."""
+        self.compact(now)
+        self.vacuum(0)
+        self.vacuum(strays=strays)
+        advice = "a writer that died left it, or one is at work: try again in an hour"
         with _driver_errors("read", self._url):
-            return self._delta.strays()
-
-    def maintain(self, clock: Clock = _SYSTEM_CLOCK, retention: Retention | None = _USUAL_RETENTION) -> Maintenance:
-        """Do what keeps a lake small and fast: compact, delete whole days that are too old, vacuum.
-
-        Meant to be called every few minutes. With ``retention`` None no record is deleted. Nothing is deleted before
-        ``clock`` has been seen to run steadily for a day, so that a clock which jumps deletes nothing. Where another
-        process is at it, nothing is done.
-        """
-        if not self._folder.is_dir():
-            return Maintenance(held="there is no lake yet")
-        with _driver_errors("maintain", self._url), _only_one(self._folder / MAINTAIN_LOCK) as alone:
-            if not alone:
-                return Maintenance(held="another process is at it")
-            trusted = self.trusts(clock)
-            compacted = self.compact(clock.time_ns())
-            expired = [] if retention is None or not trusted else retention.expired(clock.time_ns())
-            deleted = sum(map(self.delete, expired))
-            held = None if trusted else UNTRUSTED
-            return Maintenance(compacted, deleted, self.vacuum(strays=trusted), held)
-
-    @contextlib.contextmanager
-    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Keep others from maintaining this lake; ``waiting`` is called where one of them has to end first."""
-        path = self._folder / MAINTAIN_LOCK
-        with _only_one(path) as free:
-            if free:
-                yield
-                return
-        waiting()
-        with _only_one(path, wait=True):
-            yield
-
-    def trusts(self, clock: Clock = _SYSTEM_CLOCK) -> bool:
-        """Whether records may be deleted by this clock's time. Each look at it counts as a sight of it."""
-        return ClockWatch(self._folder / "clock.json", clock).trusted()
+            return [f"{path}: no file of the table; {advice}" for path in self._delta.strays()]
 
     def _journals(self) -> Sequence[LiveJournal]:
         return self._live(self._folder / "journals")
@@ -278,19 +213,9 @@ class Lake:
 
             def run(snapshot: Snapshot) -> pa.Table:
                 rows = [journal.rows(snapshot.positions.get(journal.journal, 0)) for journal in journals]
-                return self._run(snapshot, pa.concat_tables([_NOTHING, *rows]), query)
+                return self._engine.answer(query, pa.concat_tables([_NOTHING, *rows]), snapshot.files)
 
             return self._on_snapshot(journals, query, run)
-
-    def _run(self, snapshot: Snapshot, live: pa.Table, query: Query) -> pa.Table:
-        statement = Statement()
-        records = statement.records(snapshot.files)
-        if query.aggregates:
-            # One more than there may be, to see that there are more.
-            sql = aggregate_sql(statement, records, query, query.limit or MAX_ROWS + 1)
-            return self._engine.run(statement, sql, live).rename_columns(list(query.output))
-        sql = scan_sql(statement, records, query, query.limit or MAX_ROWS)
-        return self._engine.run(statement, sql, live).cast(SCHEMA)
 
     def _on_snapshot(self, journals: Sequence[LiveJournal], query: Query, use: Callable[[Snapshot], T]) -> T:
         """Use the newest version of the table; a newer one when its files were replaced meanwhile."""
@@ -309,18 +234,6 @@ class Lake:
 
 def _small(files: list[int], target: int) -> int:
     return sum(size < target // 2 for size in files)
-
-
-@contextlib.contextmanager
-def _only_one(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this is the only one that holds the lock file now; for as long as the context lasts."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 @contextlib.contextmanager
