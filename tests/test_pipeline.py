@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -310,7 +310,7 @@ class TestPrivacy:
         assert not folder.exists()
 
     def test_a_generator_that_is_closed_early_has_not_failed(self, metrics: Metrics, folder: Path) -> None:
-        def items() -> Iterator[int]:
+        def items() -> Generator[int, None, None]:
             with PipelineRun(metrics, "export") as run, run.stage("fetch"):
                 yield 1
 

@@ -1,15 +1,14 @@
 """The figures of a pipeline as plain values, and the JSON document that they make."""
 
-import contextlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from tallymark.files import replace_file
 
 MEBIBYTE: Final = 2**20
 """What "MB" means here, as in the other names that end in ``_mb``."""
@@ -199,19 +198,4 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     # ASCII: names come from anywhere, and people look at files in terminals.
     text = json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f") + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("x", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace_file(path, text)

@@ -1,6 +1,5 @@
 """The reports as files. A file is there as a whole or as it was before."""
 
-import contextlib
 import csv
 import io
 import json
@@ -8,6 +7,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from tallymark.files import replace_file
 
 Report = Mapping[str, Any]
 """What :func:`tallymark.review.report.review` returns."""
@@ -42,7 +43,9 @@ def write_json(report: Report, path: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    return _replace(Path(path), json.dumps(report, indent=2, allow_nan=False) + "\n")
+    path = Path(path)
+    replace_file(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return path
 
 
 def write_csv(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
@@ -56,7 +59,10 @@ def write_csv(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return [_replace(folder / f"{name}.csv", _csv_text(*table)) for name, table in _tables(report).items()]
+    texts = {folder / f"{name}.csv": _csv_text(*table) for name, table in _tables(report).items()}
+    for path, text in texts.items():
+        replace_file(path, text)
+    return list(texts)
 
 
 def _tables(report: Report) -> dict[str, Table]:
@@ -95,24 +101,3 @@ def _csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Put a text in the place of a file, durably."""
-    draft = path.with_name(f".tallymark-{os.urandom(8).hex()}")
-    try:
-        with draft.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return path

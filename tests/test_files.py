@@ -1,0 +1,100 @@
+"""Replacing a file: as a whole and durably, or not at all."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallymark.files import replace_file
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def full(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("text", ["", "a\nb\r\nc\r", "名前\x00\x7f\u202e🎉", "x" * 3_000_000])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_file_holds_the_text_and_nothing_else(tmp_path: Path, text: str, is_there: bool) -> None:
+    path = tmp_path / "file"
+    if is_there:
+        path.write_text("the one before")
+    replace_file(path, text)
+    assert path.read_bytes() == text.encode()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_who_has_the_old_one_open_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_file(path, "old")
+    with path.open() as old:
+        replace_file(path, "new")
+        assert (old.read(), path.read_text()) == ("old", "new")
+
+
+def test_its_rights_are_those_of_any_new_file(tmp_path: Path) -> None:
+    replace_file(tmp_path / "file", "text")
+    (tmp_path / "other").touch()
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+
+
+def test_it_is_on_the_disk_before_it_has_the_name_and_the_name_is_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append("folder" if is_folder else f"{os.fstat(descriptor).st_size} bytes")
+        fsync(descriptor)
+
+    def named(old: Any, new: Any) -> None:
+        assert Path(new) == path
+        done.append("named")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    replace_file(path, "text")
+    assert done == ["4 bytes", "named", "folder"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize("failure", [full, interrupted])
+def test_a_failure_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, failure: Callable[..., None]
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, failure)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            replace_file(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_text_that_cannot_be_encoded_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        replace_file(path, "x" * 100_000 + "\ud800")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_places_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "nowhere" / "file", tmp_path / ("x" * 300), Path()):
+        with pytest.raises(OSError, match=path.parent.name):
+            replace_file(path, "text")
+    assert os.listdir(tmp_path) == ["folder"]
