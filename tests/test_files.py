@@ -95,6 +95,6 @@ def test_places_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "folder", tmp_path / "nowhere" / "file", tmp_path / ("x" * 300), Path()):
-        with pytest.raises(OSError, match=path.parent.name):
+        with pytest.raises(OSError, match="Errno"):
             replace_file(path, "text")
     assert os.listdir(tmp_path) == ["folder"]
