@@ -1,7 +1,6 @@
 """The endpoint about Celery's queues, and the collector that follows those of the settings."""
 
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -12,13 +11,11 @@ from fastapi import APIRouter, FastAPI, Query, Response
 from tallymark.collectors.queues import QueueCollector, configured_broker, measurements, queue_depth
 from tallymark.config import Settings
 from tallymark.errors import ConfigError
-from tallymark.model import MAX_NAME_LENGTH, check_text
-from tallymark.privacy import PiiPolicy
-from tallymark.record import Record
+from tallymark.model import MAX_NAME_LENGTH
 from tallymark.server.context import Context, InContext
-from tallymark.server.models import Collected, json_response, metric_json
-from tallymark.server.problems import ProblemError, documented, invalid
-from tallymark.server.writes import NO_ID, ingest
+from tallymark.server.models import Collected
+from tallymark.server.problems import ProblemError, documented
+from tallymark.server.writes import ServiceName, check_parameter, check_service, store_measured
 
 logger = logging.getLogger("tallymark.server")
 
@@ -57,52 +54,25 @@ router = APIRouter(prefix="/api/v1/metrics/queues", tags=["queues"], lifespan=_f
 async def track(
     context: InContext,
     queue_name: Annotated[str, Query(min_length=1, max_length=MAX_NAME_LENGTH, examples=["celery"])] = "celery",
-    service_name: Annotated[
-        str | None,
-        Query(min_length=1, max_length=MAX_NAME_LENGTH, description="by default this server", examples=["backend"]),
-    ] = None,
+    service_name: ServiceName = None,
 ) -> Response:
     """The depth of the queue, and the age of its oldest message where that is known. The messages stay as they are."""
-    pii = context.metrics.pii
-    shown = _checked("queue_name", queue_name, pii)
-    service = context.metrics.service if service_name is None else _checked("service_name", service_name, pii)
+    shown = check_parameter("queue_name", queue_name, context.metrics)
+    service = check_service(service_name, context.metrics)
     try:
         broker = _broker(context.settings)
-        records = await to_thread.run_sync(_track, context, broker, queue_name, shown, service)
+        return await to_thread.run_sync(_track, context, broker, queue_name, shown, service)
     except ConfigError as error:
         raise ProblemError(503, f"{error}.", kind="broker", title="The broker is not configured") from None
-    return json_response({"count": len(records), "metrics": [metric_json(record) for record in records]}, 201)
 
 
-def _checked(field: str, value: str, pii: PiiPolicy) -> str:
-    try:
-        return check_text(field, value, pii=pii)
-    except ValueError as error:
-        raise invalid([(f"query.{field}", str(error))]) from None
-
-
-def _track(context: Context, broker: Any, queue: str, shown: str, service: str) -> list[Record]:
+def _track(context: Context, broker: Any, queue: str, shown: str, service: str) -> Response:
     state = queue_depth(queue, broker)
     if not state["connected"]:
         detail = f"The broker at {state['target']} could not be asked: {state['reason']}."
         raise ProblemError(503, detail, kind="broker", title="The broker is not available")
-    timestamp = time.time_ns()
-    return ingest(
-        context.metrics,
-        [
-            Record(
-                id=NO_ID,
-                timestamp=timestamp,
-                service=service,
-                metric_type="queue_metrics",
-                name=name,
-                value=value,
-                unit=unit,
-                metadata=metadata,
-            )
-            for name, value, unit, metadata in measurements(state["target"], shown, state)
-        ],
-    )
+    measured = [("queue_metrics", *figures) for figures in measurements(state["target"], shown, state)]
+    return store_measured(context.metrics, service, measured)
 
 
 def _broker(settings: Settings) -> Any:

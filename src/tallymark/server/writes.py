@@ -2,19 +2,20 @@
 
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from email.message import Message
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from anyio import to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
 
 from tallymark.errors import BufferFull
 from tallymark.metadata import encode_metadata
 from tallymark.model import (
     MAX_ID_LENGTH,
+    MAX_NAME_LENGTH,
     MAX_TIMESTAMP,
     MIN_TIMESTAMP,
     check_error,
@@ -37,7 +38,15 @@ from tallymark.server.models import (
 from tallymark.server.problems import ProblemError, documented, invalid
 from tallymark.trace import current_trace_id
 
-NO_ID: Final = uuid.UUID(int=0)
+ServiceName = Annotated[
+    str | None,
+    Query(min_length=1, max_length=MAX_NAME_LENGTH, description="by default this server", examples=["backend"]),
+]
+
+Measured = tuple[str, str, float, str, Mapping[str, Any]]
+"""What is recorded of one measurement: metric_type, name, value, unit, metadata."""
+
+_NO_ID: Final = uuid.UUID(int=0)
 """Of records that were not stored yet."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -105,7 +114,7 @@ def _store(metrics: Metrics, bodies: Sequence[MetricIn], place: str) -> list[Rec
     """Check all, then ingest all. ``place`` is where a body is found in the request, for errors.
 
     Raises:
-        ProblemError: one is not valid and none was stored; or as :func:`ingest`.
+        ProblemError: one is not valid and none was stored; or as :func:`_ingest`.
     """
     records: list[Record] = []
     errors: list[tuple[str, str]] = []
@@ -117,7 +126,7 @@ def _store(metrics: Metrics, bodies: Sequence[MetricIn], place: str) -> list[Rec
             errors.append((f"{place.format(number)}.{rule.split(' ', 1)[0]}", rule))
     if errors:
         raise invalid(errors)
-    return ingest(metrics, records)
+    return _ingest(metrics, records)
 
 
 def _record(body: MetricIn, service: str, pii: PiiPolicy) -> Record:
@@ -139,7 +148,7 @@ def _record(body: MetricIn, service: str, pii: PiiPolicy) -> Record:
     if not MIN_TIMESTAMP <= timestamp < MAX_TIMESTAMP:
         raise ValueError("timestamp must lie between the years 1970 and 2100")
     return Record(
-        id=NO_ID,
+        id=_NO_ID,
         timestamp=timestamp,
         service=series[0],
         metric_type=series[1],
@@ -159,7 +168,50 @@ def _identifier(field: str, value: str | None, pii: PiiPolicy) -> str | None:
     return None if value is None else check_text(field, value, MAX_ID_LENGTH, pii)
 
 
-def ingest(metrics: Metrics, records: Sequence[Record]) -> list[Record]:
+def check_parameter(field: str, value: str, metrics: Metrics) -> str:
+    """A text of the query as it may be recorded.
+
+    Raises:
+        ProblemError: it may not.
+    """
+    try:
+        return check_text(field, value, pii=metrics.pii)
+    except ValueError as error:
+        raise invalid([(f"query.{field}", str(error))]) from None
+
+
+def check_service(name: str | None, metrics: Metrics) -> str:
+    """The service of :data:`ServiceName`, as :func:`check_parameter`; by default this server."""
+    return metrics.service if name is None else check_parameter("service_name", name, metrics)
+
+
+def store_measured(metrics: Metrics, service: str, measured: Iterable[Measured]) -> Response:
+    """Store what was measured just now, all with one timestamp, and answer with the records.
+
+    Raises:
+        ProblemError: as :func:`_ingest`.
+    """
+    timestamp = time.time_ns()
+    records = _ingest(
+        metrics,
+        [
+            Record(
+                id=_NO_ID,
+                timestamp=timestamp,
+                service=service,
+                metric_type=metric_type,
+                name=name,
+                value=value,
+                unit=unit,
+                metadata=dict(metadata),
+            )
+            for metric_type, name, value, unit, metadata in measured
+        ],
+    )
+    return json_response({"count": len(records), "metrics": [metric_json(record) for record in records]}, 201)
+
+
+def _ingest(metrics: Metrics, records: Sequence[Record]) -> list[Record]:
     """Store valid records, and give them their ids.
 
     Raises:
