@@ -100,7 +100,7 @@ def show(run: RunArgument, store: StoreArgument = DEFAULT_STORE, as_json: JsonOp
     from dataclasses import asdict
 
     from tallymark.cli.output import message, print_json
-    from tallymark.pipeline.metrics import ResourceMetrics
+    from tallymark.pipeline.metrics import ResourceMetrics, resource_figures, stage_figures
     from tallymark.pipeline.runs import run_caches, run_resources, stage_percentiles
     from tallymark.pipeline.table import print_run
 
@@ -116,20 +116,13 @@ def show(run: RunArgument, store: StoreArgument = DEFAULT_STORE, as_json: JsonOp
             {
                 **_summary(found),
                 "stages": {
-                    name: {**_stage(stage), **{f"{share}_s": s for share, s in percentiles.get(name, {}).items()}}
+                    name: stage_figures(stage) | {f"{share}_s": s for share, s in percentiles.get(name, {}).items()}
                     for name, stage in found.stages.items()
                 },
                 "caches": {
                     name: {**asdict(cache), "hit_rate_pct": cache.hit_rate_pct} for name, cache in caches.items()
                 },
-                "resources": {
-                    "avg_cpu_percent": resources.avg_cpu_percent,
-                    "avg_memory_mb": resources.avg_memory_mb,
-                    "avg_disk_io_mb": resources.avg_disk_io_mb,
-                    "avg_network_io_mb": resources.avg_network_io_mb,
-                    "cpu_samples": resources.cpu_samples,
-                    "memory_samples": resources.memory_samples,
-                },
+                "resources": resource_figures(resources),
             }
         )
         return
@@ -248,26 +241,16 @@ def _summary(run: "Run") -> dict[str, Any]:
     }
 
 
-def _stage(stage: "StageMetrics") -> dict[str, Any]:
-    return {
-        "count": stage.count,
-        "errors": stage.errors,
-        "total_duration_s": stage.total_duration_s,
-        "avg_duration_s": stage.avg_duration_s,
-        "min_duration_s": stage.min_duration_s,
-        "max_duration_s": stage.max_duration_s,
-        "throughput_per_s": stage.throughput_per_s,
-    }
-
-
 def _compared(stage: "StageComparison") -> dict[str, Any]:
     """A comparison as JSON."""
+    from tallymark.pipeline.metrics import stage_figures
+
     figures: dict[str, Any] = {}
     for which, metrics, p95 in (
         ("before", stage.before, stage.p95_before),
         ("after", stage.after, stage.p95_after),
     ):
-        figures[which] = None if metrics is None else {**_stage(metrics), "p95_s": p95}
+        figures[which] = None if metrics is None else {**stage_figures(metrics), "p95_s": p95}
     return {
         "stage": stage.stage,
         **figures,

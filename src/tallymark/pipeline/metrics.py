@@ -145,6 +145,31 @@ def find_bottleneck(stages: Mapping[str, StageMetrics]) -> Bottleneck | None:
     return Bottleneck(name, stages[name].total_duration_s / total)
 
 
+def stage_figures(stage: StageMetrics) -> dict[str, Any]:
+    """A stage as JSON."""
+    return {
+        "count": stage.count,
+        "total_duration_s": stage.total_duration_s,
+        "avg_duration_s": stage.avg_duration_s,
+        "min_duration_s": stage.min_duration_s,
+        "max_duration_s": stage.max_duration_s,
+        "throughput_per_s": stage.throughput_per_s,
+        "errors": stage.errors,
+    }
+
+
+def resource_figures(resources: ResourceMetrics) -> dict[str, Any]:
+    """What was taken of the machine, as JSON."""
+    return {
+        "avg_cpu_percent": resources.avg_cpu_percent,
+        "avg_memory_mb": resources.avg_memory_mb,
+        "avg_disk_io_mb": resources.avg_disk_io_mb,
+        "avg_network_io_mb": resources.avg_network_io_mb,
+        "cpu_samples": resources.cpu_samples,
+        "memory_samples": resources.memory_samples,
+    }
+
+
 def as_document(
     start_time: datetime,
     duration_s: float,
@@ -156,26 +181,8 @@ def as_document(
     return {
         "start_time": start_time.replace(tzinfo=None).isoformat(timespec="microseconds"),
         "duration_s": duration_s,
-        "stages": {
-            name: {
-                "count": stage.count,
-                "total_duration_s": stage.total_duration_s,
-                "avg_duration_s": stage.avg_duration_s,
-                "min_duration_s": stage.min_duration_s,
-                "max_duration_s": stage.max_duration_s,
-                "throughput_per_s": stage.throughput_per_s,
-                "errors": stage.errors,
-            }
-            for name, stage in stages.items()
-        },
-        "resources": {
-            "avg_cpu_percent": resources.avg_cpu_percent,
-            "avg_memory_mb": resources.avg_memory_mb,
-            "avg_disk_io_mb": resources.avg_disk_io_mb,
-            "avg_network_io_mb": resources.avg_network_io_mb,
-            "cpu_samples": resources.cpu_samples,
-            "memory_samples": resources.memory_samples,
-        },
+        "stages": {name: stage_figures(stage) for name, stage in stages.items()},
+        "resources": resource_figures(resources),
         "caches": {
             name: {
                 "hits": cache.hits,
