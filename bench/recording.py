@@ -31,16 +31,6 @@ def run(quick: bool = False) -> list[Row]:
     otel = provider.get_meter("bench").create_histogram("operation_ms")
     with TemporaryDirectory(prefix="tallymark-bench-") as folder, _metrics(folder) as metrics:
 
-        def record_operation(calls: int) -> None:
-            record = metrics.record_operation
-            for _ in range(calls):
-                record(
-                    "api_request",
-                    "GET /users/{id}",
-                    12.5,
-                    metadata={"region": "eu-west-1", "status_code": 200, "cached": False},
-                )
-
         def record_value(calls: int) -> None:
             record = metrics.record
             for _ in range(calls):
@@ -62,27 +52,7 @@ def run(quick: bool = False) -> list[Row]:
                 record(12.5, {"region": "eu-west-1", "status_code": 200, "cached": False})
 
         off = Metrics(folder, service="bench", enabled=False)
-
-        def disabled(calls: int) -> None:
-            record = off.record_operation
-            for _ in range(calls):
-                record(
-                    "api_request",
-                    "GET /users/{id}",
-                    12.5,
-                    metadata={"region": "eu-west-1", "status_code": 200, "cached": False},
-                )
-
-        def empty(calls: int) -> None:
-            record = Empty().record_operation
-            for _ in range(calls):
-                record(
-                    "api_request",
-                    "GET /users/{id}",
-                    12.5,
-                    metadata={"region": "eu-west-1", "status_code": 200, "cached": False},
-                )
-
+        record_operation, disabled, empty = _operations(metrics), _operations(off), _operations(Empty())
         turns = 50 if quick else 150
         ns = _best([record_operation, observe, otel_record, record_value, track_operation, disabled, empty], turns)
         alone, together = _threads(record_operation, turns // 5)
@@ -101,6 +71,20 @@ def run(quick: bool = False) -> list[Row]:
         Row(f"with track_operation(), three metadata keys{kind}", ns[track_operation], "ns"),
         Row(f"record_operation, switched off{kind}", ns[disabled], "ns", "an empty method", ns[empty], 1.25),
     ]
+
+
+def _operations(recorder: "Metrics | Empty") -> Turn:
+    def turn(calls: int) -> None:
+        record = recorder.record_operation
+        for _ in range(calls):
+            record(
+                "api_request",
+                "GET /users/{id}",
+                12.5,
+                metadata={"region": "eu-west-1", "status_code": 200, "cached": False},
+            )
+
+    return turn
 
 
 class Empty:
