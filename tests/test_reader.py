@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from lakes import DAY, JOURNALS, NOON, batch, lake_with, row
+from lakes import lake_with
 
 import tallymark
 from tallymark.batch import record_id
 from tallymark.errors import QueryError
 from tallymark.reader import Answer, Reader
 from tallymark.record import COLUMNS
+from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, row
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lakes import DAY, NOON, batch, count, lake_with, row
+from lakes import lake_with
 
 from tallymark.errors import ConfigError
 from tallymark.maintenance import maintain
 from tallymark.stores.lake import Lake
 from tallymark.stores.retention import HOUR_NS, MAX_JUMP_NS, MAX_OFF_NS, ClockWatch, Retention, boot_id
 from tallymark.testing import ManualClock
+from tallymark.testing.rows import DAY, NOON, batch, count, row
 
 
 class HandClock:

@@ -1,73 +1,26 @@
 """What is deleted, what stays, and that the books and the log of the table tell no more than they should."""
 
-import json
 import threading
 from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import oracle
 import pytest
 from deltalake import DeltaTable
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from lakes import DAY, JOURNALS, NOON, batch, count, lake_with, row
-from oracle import Row
+from lakes import lake_with
 from pyarrow import parquet
 
-from tallymark.errors import QueryError
 from tallymark.query import Query
 from tallymark.stores import deletion
 from tallymark.stores.delta import Deletion
 from tallymark.stores.lake import Lake
-
-from .test_answers import HOSTILE, ranges, records
-
-SUBJECTS = [*HOSTILE[1:], "a\\", "\\'", "''", "a'b", "--", "/* */", "$1", "?", "a%", "_", "x' OR 'a'='a", "\n", "ü"]
-"""Ids, and metric types, that quoting, patterns or comments of SQL could get wrong."""
+from tallymark.testing.questions import SUBJECTS
+from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
 
 def rows_of(lake: Lake, **question: Any) -> Counter[str]:
     found = lake.aggregate(Query.build(group_by="name", **question)).to_pylist()
     return Counter({one["name"]: one["count"] for one in found})
-
-
-@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
-@given(rows=records(), question=ranges(), share=st.integers(0, 25))
-def test_what_a_query_finds_is_deleted_and_nothing_else(rows: list[Row], question: dict[str, Any], share: int) -> None:
-    query = Query(**question)
-    gone = [one for one in oracle.scan(rows, query) if one["metric_type"] != "tallymark"]
-    own = [one for one in rows if one["metric_type"] == "tallymark"]
-    with TemporaryDirectory() as folder:
-        lake = lake_with(Path(folder))
-        lake.write(batch(rows[:share]))
-        lake.write(batch(rows[share:]))
-        assert lake.delete(query) == len(gone)
-        left = lake.scan(Query()).to_pylist() + lake.scan(Query.build(agg=(), metric_type="tallymark")).to_pylist()
-        assert sorted(one["seq"] for one in left) == sorted(one["seq"] for one in rows if one not in gone)
-        info = lake.info()
-        assert (info.stored, info.deleted) == (len(rows) - len(own) - len(gone), len(gone))
-        assert lake.delete(query) == 0
-        lake.close()
-
-
-def test_hostile_ids_delete_their_own_records(lake: Lake) -> None:
-    rows = [row(seq, session_id=text, name=f"n{seq}") for seq, text in enumerate(SUBJECTS)]
-    lake.write(batch([*rows, row(100, session_id=None, name="none")]))
-    for number, text in enumerate(SUBJECTS):
-        assert lake.delete(Query.build(agg=(), session_id=text)) == 1, text
-        assert count(lake, name=f"n{number}") == 0
-        assert count(lake) == len(SUBJECTS) - number
-    assert rows_of(lake) == {"none": 1}
-
-
-def test_hostile_metric_types_delete_their_own_records(lake: Lake) -> None:
-    """These do become part of SQL."""
-    lake.write(batch([row(seq, metric_type=text) for seq, text in enumerate(SUBJECTS)]))
-    for number, text in enumerate(SUBJECTS, 1):
-        assert lake.delete(Query.build(agg=(), metric_type=[text, "never"])) == 1, text
-        assert count(lake) == len(SUBJECTS) - number
 
 
 def test_metadata_has_its_usual_meaning(lake: Lake) -> None:
@@ -103,18 +56,6 @@ def test_a_day_that_goes_as_a_whole_costs_only_a_commit(lake: Lake, tmp_path: Pa
     assert len(set((tmp_path / "metrics").rglob("*.parquet")) - before) == 1
 
 
-def test_the_stores_own_rows_stay(lake: Lake) -> None:
-    own = row(9, service="tallymark", metric_type="tallymark", name="dropped", value=2.0, unit="1")
-    own["metadata"] = json.dumps({"reason": "full"})
-    lake.write(batch([row(0), row(1), own]))
-    assert lake.delete(Query.build(agg=(), metric_type="tallymark")) == 0
-    assert lake.delete(Query.build(agg=(), metric_type=["tallymark", "operation"], where=["value=1"])) == 2
-    assert lake.delete(Query()) == 0
-    info = lake.info()
-    assert (info.stored, info.dropped, info.deleted, info.recorded) == (0, {"full": 2}, 2, 4)
-    assert lake.positions(JOURNALS) == {JOURNALS[0]: 10}
-
-
 def test_records_come_into_the_books_as_deleted_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than go in one commit."""
     monkeypatch.setattr("tallymark.stores.lake.MAX_IDS", 7)
@@ -127,18 +68,6 @@ def test_records_come_into_the_books_as_deleted_once(lake: Lake, monkeypatch: py
     # Written again by a shipper that did not know: they stay forgotten.
     lake.write(batch(of_session))
     assert lake.info() == info
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{"aggregates": ("count",)}, {"limit": 1}, {"order_by": ("timestamp",)}, {"cursor": f"1-{JOURNALS[0]}-1"}],
-    ids=lambda more: next(iter(more)),
-)
-def test_a_query_that_asks_for_more_is_refused(lake: Lake, more: dict[str, Any]) -> None:
-    lake.write(batch([row(0)]))
-    with pytest.raises(QueryError, match=r"^delete: "):
-        lake.delete(Query(**more))
-    assert count(lake) == 1
 
 
 def test_conditions_that_may_be_in_a_log() -> None:

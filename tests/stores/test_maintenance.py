@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
-from lakes import DAY, JOURNALS, NOON, batch, count, row
-
 from tallymark.query import Query
 from tallymark.stores import lake as lake_module
 from tallymark.stores.lake import Lake
+from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
 # -- upkeep --------------------------------------------------------------------------------------------------
 

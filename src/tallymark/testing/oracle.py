@@ -60,13 +60,18 @@ def text_of(row: Row, field: str) -> Any:
             return None
     if value is None or isinstance(value, str):
         return value
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Inside of lists and objects there may be escapes, and DuckDB writes their digits in capitals.
-    return re.sub(r"\\(.)([0-9a-f]{4})?", _in_capitals, text)
+    return same_escapes(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def same_escapes(text: str) -> str:
+    """The text with the digits of escapes in capitals. They stay as they are inside of lists and objects, and engines
+    write them either way.
+    """
+    return re.sub(r"\\(.)([0-9a-fA-F]{4})?", _in_capitals, text)
 
 
 def _in_capitals(escape: re.Match[str]) -> str:
-    return f"\\u{escape[2].upper()}" if escape[1] == "u" else escape[0]
+    return f"\\u{escape[2].upper()}" if escape[1] == "u" and escape[2] else escape[0]
 
 
 def close(left: Any, right: Any, scale: float) -> bool:
