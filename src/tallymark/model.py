@@ -1,6 +1,7 @@
 """What a valid record looks like: the limits are here and nowhere else. What one is: :mod:`tallymark.record`."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ MAX_ERROR_LENGTH = 1_000
 """Error texts are cut to this many characters."""
 
 _ERROR_WINDOW = 8 * MAX_ERROR_LENGTH
-_ERROR_MARGIN = 512
+
+MASK_MARGIN = 512
+"""Where a long text was cut before it was masked, so many characters of it may be half of a secret."""
 
 MAX_ID_LENGTH = 128
 """Longest trace or session id, in characters."""
@@ -75,14 +78,21 @@ def check_error(value: object, pii: "PiiPolicy") -> str:
     """The beginning of an error text, as it may be stored, or ValueError naming the field and the rule."""
     if not isinstance(value, str):
         raise ValueError(f"error (error_message) must be text, not {type(value).__name__}")
-    text = str.__str__(value)
-    # Cut after what has to be masked was, so that half of it does not stay; and before, because a text may be very
-    # long. Half of what that first cut went through may stand at the end, and masks may have brought it into sight;
-    # not before a bracket, which ends a mask and is in no secret.
-    window = pii.clean("error (error_message)", clean_text(text[:_ERROR_WINDOW]))
-    if len(text) > _ERROR_WINDOW:
-        window = window[: max(len(window) - _ERROR_MARGIN, window.rfind("]") + 1)]
-    return window[:MAX_ERROR_LENGTH]
+    start = masked_start(str.__str__(value), _ERROR_WINDOW, lambda text: pii.clean("error (error_message)", text))
+    return start[:MAX_ERROR_LENGTH]
+
+
+def masked_start(text: str, longest: int, mask: Callable[[str], str]) -> str:
+    """The beginning of a text as it may be stored: of no more than ``longest`` characters, without half a secret.
+
+    To be cut again by the caller, to less: what has to be masked must be seen as a whole.
+    """
+    # Cut before, because a text may be very long. Half of what that cut went through may stand at the end, and masks
+    # may have brought it into sight; not before a bracket, which ends a mask and is in no secret.
+    masked = mask(clean_text(text[:longest]))
+    if len(text) > longest:
+        masked = masked[: max(len(masked) - MASK_MARGIN, masked.rfind("]") + 1)]
+    return masked
 
 
 def check_number(field: str, value: object) -> float:

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from tallymark.model import MAX_ID_LENGTH, clean_text
+from tallymark.model import MASK_MARGIN, MAX_ID_LENGTH, clean_text, masked_start
 from tallymark.privacy import forbidden_word, mask_text
 from tallymark.trace import current_session_id, current_trace_id
 
@@ -35,9 +35,6 @@ MAX_VALUES: Final = 256
 """Values in the fields of one record, at any depth."""
 
 MAX_DEPTH: Final = 5
-
-_MARGIN: Final = 512
-"""Where a long text was cut before it was looked at, so much of it may be half of a secret."""
 
 # What every record has, and what logging and other formatters add to it.
 _OWN: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "fields"}
@@ -175,15 +172,11 @@ def _described(value: object) -> str:
 
 
 def _text(value: object, most: int) -> str:
-    """Masked, and what UTF-8 can hold. Cut twice: before, because it may be huge; after, since only what was looked at
-    as a whole was masked as a whole.
-    """
+    """Masked, and what UTF-8 can hold."""
     text = str.__str__(value) if isinstance(value, str) else _safe_text(value)
-    length = 2 * most + _MARGIN
-    masked = mask_text(clean_text(text[:length]))
-    if len(text) > length:  # masks may have brought its end into sight; a bracket ends a mask, and is in no secret
-        masked = masked[: max(len(masked) - _MARGIN, masked.rfind("]") + 1)] + "…"
-    return _cut(masked, most)
+    length = 2 * most + MASK_MARGIN
+    masked = masked_start(text, length, mask_text)
+    return _cut(masked if len(text) <= length else masked + "…", most)
 
 
 def _cut(text: str, most: int) -> str:
@@ -234,7 +227,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
         stack = f"{stack}\n{record.stack_info}" if stack else record.stack_info
     if stack:
         # The end of it says most.
-        length = 2 * MAX_STACK + _MARGIN
+        length = 2 * MAX_STACK + MASK_MARGIN
         masked = mask_text(clean_text(stack[-length:]))
-        fields["exception_stack"] = masked[_MARGIN if len(stack) > length else 0 :][-MAX_STACK:]
+        fields["exception_stack"] = masked[MASK_MARGIN if len(stack) > length else 0 :][-MAX_STACK:]
     return fields
