@@ -6,6 +6,7 @@ or :data:`REQUESTS` (a client of a server, and a text; it returns the answer).
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ from tallymark.integrations.asgi import MetricsMiddleware
 from tallymark.integrations.celery import instrument, uninstrument
 from tallymark.integrations.log_lines import MAX_STACK, MAX_TEXT
 from tallymark.integrations.logging import install, log_event
+from tallymark.model import clean_text
 from tallymark.pipeline import PipelineRun
 from tallymark.privacy import RULES, mask_text
 from tallymark.review import MetricsService
@@ -297,7 +299,7 @@ def declare(*queues: str) -> None:
 
 
 def counted(metrics: Metrics, text: str) -> None:
-    declare(text)
+    declare(clean_text(text))  # as the collector asks for it
     collector = QueueCollector(metrics, "memory://", [text], service=text)
     assert collector.collect_once()["connected"]
     collector.stop()
@@ -385,6 +387,17 @@ def test_recording(folder: Path, core: str, caplog: pytest.LogCaptureFixture) ->
     ship(folder)
     assert_nothing_is_kept(folder)
     assert_nothing_is_logged(caplog)
+
+
+def test_no_text_holds_nul_whichever_way_it_comes_in(folder: Path, core: str) -> None:
+    with recording(folder) as metrics:
+        for entry in (*RECORDERS.values(), *LAYERS.values()):
+            for text in ("nul\0", "\0and more of it"):
+                for _ in range(2):  # the second time everything is known
+                    entry(metrics, text)
+        kept = json.dumps([row | {"metadata": json.loads(row["metadata"])} for row in live(folder)])
+    assert "\\ufffd" in kept
+    assert "\\u0000" not in kept.replace("\\\\", "")
 
 
 @pytest.fixture

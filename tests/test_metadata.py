@@ -44,6 +44,10 @@ class Tuned(float):
     pass
 
 
+class Text(str):
+    __slots__ = ()
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -52,7 +56,7 @@ class Tuned(float):
         {"list": [1, [2, [3]], {"a": []}], "dict": {"a": {"b": {}}}},
         {"big": 2**64 - 1, "small": -(2**63), "tiny": 5e-324, "huge": sys.float_info.max, "zero": -0.0},
         {"null": "null", "nothing": None},
-        {"unicode": "žluťoučký 🐎 \x00 \x7f \u2028 \ud7ff", "": "an empty key", 'a"b\\c\n': 1},
+        {"unicode": "žluťoučký 🐎 \x01 \x7f \u2028 \ud7ff", "": "an empty key", 'a"b\\c\n': 1},
         nested(MAX_METADATA_DEPTH),
         {f"k{i}": i for i in range(MAX_METADATA_KEYS)},
     ],
@@ -78,6 +82,40 @@ def test_surrogates_are_normalised_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [
+        ({"a": "\0"}, {"a": "\ufffd"}),
+        ({"a": "x\0y\0\0"}, {"a": "x\ufffdy\ufffd\ufffd"}),
+        ({"a\0": 1}, {"a\ufffd": 1}),
+        ({"a": {"\0": ["\0", {"b": ("\0",)}]}}, {"a": {"\ufffd": ["\ufffd", {"b": ["\ufffd"]}]}}),
+        ({"a": "\\u0000"}, {"a": "\\u0000"}),  # a backslash and letters
+        ({"a": "\\\0"}, {"a": "\\\ufffd"}),  # a backslash and NUL
+        ({"a": "\\u0000\0"}, {"a": "\\u0000\ufffd"}),
+        ({"\\u0000": "u0000"}, {"\\u0000": "u0000"}),
+        ({"a": Text("x\0y")}, {"a": "x\ufffdy"}),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_nul_is_never_kept(metadata: dict[str, Any], kept: dict[str, Any], times: int) -> None:
+    for _ in range(times):  # the second time the keys are known
+        text = encode_metadata(metadata)
+        assert json.loads(text) == kept
+        assert encode_metadata(json.loads(text)) == text
+
+
+def test_nul_is_replaced_before_a_rule_looks() -> None:
+    module.accepted_keys.add("a")
+    with pytest.raises(ValueError, match=r"metadata has the forbidden key '\ufffdemail'"):
+        encode_metadata({"\0email": SECRET})
+    assert json.loads(encode_metadata({"a": "\0anna@example.com"})) == {"a": mask_text("\ufffdanna@example.com")}
+
+
+def test_private_use_and_other_control_characters_are_kept() -> None:
+    texts = {"a": "".join(map(chr, range(1, 32))) + "\x7f\x80\ue000\ufffd\uffff"}
+    assert json.loads(encode_metadata(texts)) == texts
+
+
+@pytest.mark.parametrize(
     ("metadata", "rule"),
     [
         ([("region", SECRET)], r"metadata must be a dict, not list"),
@@ -98,7 +136,7 @@ def test_surrogates_are_normalised_once() -> None:
         ({f"k{i}": {"a": SECRET} for i in range(MAX_METADATA_KEYS)}, r"too many keys; at most 64"),
         ({"a": SECRET * 2000}, r"at most 16384"),
         ({"a": [SECRET] * 1200}, r"metadata is \d+ bytes of JSON; at most 16384"),
-        ({"a": "\x00" * 3000}, r"metadata is \d+ bytes of JSON; at most 16384"),
+        ({"a": "\x01" * 3000}, r"metadata is \d+ bytes of JSON; at most 16384"),
         ({"a": [[0] * 100] * 100}, r"metadata has too many values"),
         ({"a" * 20_000: 1}, r"metadata has a key that is too long"),
         ({"email": SECRET}, r"metadata has the forbidden key 'email': 'email' may name a person or a secret"),
@@ -157,7 +195,7 @@ JSON = st.recursive(
 
 
 def cleaned(value: Any) -> Any:
-    """What JSON can hold of it."""
+    """What every store can hold of it."""
     if isinstance(value, str):
         return mask_text(clean_text(value))
     if isinstance(value, int) and not isinstance(value, bool):  # a few of them look like cards
@@ -172,4 +210,6 @@ def cleaned(value: Any) -> Any:
 @given(st.dictionaries(st.text(st.characters()), JSON, max_size=8))
 def test_whatever_is_accepted_comes_back_equal(metadata: dict[str, Any]) -> None:
     with contextlib.suppress(ValueError):
-        assert repr(json.loads(encode_metadata(metadata))) == repr(cleaned(metadata))
+        kept = repr(json.loads(encode_metadata(metadata)))
+        assert kept == repr(cleaned(metadata))
+        assert "\\x00" not in kept.replace("\\\\", "")

@@ -168,6 +168,7 @@ def test_mappings_and_columns() -> None:
         ({"group_by": [f"metadata.k{n}" for n in range(17)]}, "group_by: at most 16"),
         ({"group_by": [None]}, "group_by: a name is a string"),
         ({"group_by": "metadata.\ud800"}, "half a surrogate pair"),
+        ({"group_by": "metadata.\0"}, "half a surrogate pair or NUL"),
         ({"agg": "median"}, "agg: there is no 'median'; use count"),
         ({"agg": "p100"}, "there is no 'p100'"),
         ({"agg": "p5²"}, "there is no"),
@@ -210,7 +211,17 @@ def test_surrogates_in_values_become_what_was_stored() -> None:
     assert Filter("name", "=", "\ud83d\ude00 \ud800").value == "😀 \ufffd"
 
 
-@given(st.lists(st.text(), min_size=1, max_size=8), st.text())
+def test_nul_in_values_becomes_what_was_stored() -> None:
+    assert Filter("name", "=", "a\0b").value == "a\ufffdb"
+    assert Filter("metadata.a", "in", ("\0", "a")).value == ("\ufffd", "a")
+    assert only_filter("name=a\0b") == only_filter(r'name="a\u0000b"') == Filter("name", "=", "a\ufffdb")
+    assert metadata_path(r'metadata."a\u0000"') == ("a\ufffd",)
+
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@given(st.lists(texts, min_size=1, max_size=8), texts)
 def test_every_key_and_every_value_can_be_written_in_quotes(keys: list[str], value: str) -> None:
     def quoted(text: str) -> str:
         escaped = text.replace("\\", "\\\\").replace('"', '\\"')

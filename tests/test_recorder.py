@@ -53,7 +53,7 @@ def test_an_operation(metrics: Metrics, folder: Path) -> None:
         "value": 12.5,
         "unit": "ms",
         "success": False,
-        "error": "no\x00pe",
+        "error": "no\ufffdpe",
         "trace_id": None,
         "session_id": None,
         "metadata": '{"rows":3}',

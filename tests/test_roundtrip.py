@@ -21,7 +21,9 @@ from tallymark.record import Record
 
 LONE = [chr(code) for code in (0xD800, 0xDBFF, 0xDC00, 0xDFFF)]
 
-letters = st.characters() | st.sampled_from(["\x00", "\x7f", "\u2028", '"', "\\", "😀", "\ud83d\ude00", *LONE])
+letters = st.characters() | st.sampled_from(
+    ["\x00", "\\u0000", "\x7f", "\u2028", '"', "\\", "😀", "\ud83d\ude00", *LONE]
+)
 text = st.lists(letters, max_size=20).map("".join)
 name = text.filter(lambda value: bool(value) and not value.isspace() and len(value) <= 200).filter(
     lambda value: value != "tallymark"
@@ -92,7 +94,7 @@ RENAMED = {
 
 
 def cleaned(given_: Any) -> Any:
-    """As UTF-8 can hold it."""
+    """As every store can hold it."""
     if isinstance(given_, str):
         return clean_text(given_)
     if isinstance(given_, list):
@@ -196,6 +198,8 @@ def test_both_ways_to_record_leave_the_same(given_: list[tuple[str, dict[str, An
                 record_all(metrics, given_)
             rows = live(Path(folder))
         for row in rows:
+            assert not any("\0" in value for value in row.values() if isinstance(value, str))
+            assert "\\u0000" not in row["metadata"].replace("\\\\", "")
             row["metadata"] = json.loads(row["metadata"])
             del row["journal"]
             timestamp = row.pop("timestamp")

@@ -60,10 +60,10 @@ static uint32_t crc32_of(uint32_t crc, const unsigned char *p, Py_ssize_t n)
     return ~crc;
 }
 
-/* Whether a privacy rule may find something in a text: where this says no, none does (privacy.py has the rules, and
- * decides). A rule finds nothing that begins inside a word, so a word is looked at where it begins; what is found
- * there does not have to be right. */
-enum { DIGIT = 1, UPPER = 2, LOWER = 4, WORD = DIGIT | UPPER | LOWER };
+/* Whether Python has to look at a text: where this says no, no privacy rule finds anything in it (privacy.py has the
+ * rules, and decides), and it holds no NUL (model.clean_text replaces it). A rule finds nothing that begins inside a
+ * word, so a word is looked at where it begins; what is found there does not have to be right. */
+enum { DIGIT = 1, UPPER = 2, LOWER = 4, WORD = DIGIT | UPPER | LOWER, RARE = 8 };
 static unsigned char kinds[256];
 
 /* The IBANs of each country, as in privacy.py. */
@@ -91,6 +91,7 @@ static void make_kinds(void)
         kinds['A' + c] = UPPER;
         kinds['a' + c] = LOWER;
     }
+    kinds['@'] = kinds['%'] = kinds[0] = RARE;
     for (const char *p = ibans; *p; p += 4)
         iban_lengths[p[0] & 31][p[1] & 31] = (unsigned char)((p[2] - '0') * 10 + p[3] - '0');
     for (const char *const *head = heads; *head != NULL; head++)
@@ -150,12 +151,18 @@ static int begins_private(const unsigned char *s, const unsigned char *end)
     return 0;
 }
 
-static int looks_private(const unsigned char *s, Py_ssize_t n)
+/* Whether a character that is RARE needs care: an @, however it is written, or NUL. */
+static inline int is_at_or_nul(const unsigned char *s, const unsigned char *end)
+{
+    return *s != '%' || (end - s > 2 && s[1] == '4' && s[2] == '0');
+}
+
+static int needs_care(const unsigned char *s, Py_ssize_t n)
 {
     const unsigned char *end = s + n;
-    if (n <= 12) { /* only an address or a password in a URL is so short */
+    if (n <= 12) { /* of what is private, only an address or a password in a URL is so short */
         for (; s < end; s++)
-            if (*s == '@' || (*s == '%' && end - s > 2 && s[1] == '4' && s[2] == '0'))
+            if (kinds[*s] & RARE && is_at_or_nul(s, end))
                 return 1;
         return 0;
     }
@@ -167,7 +174,7 @@ static int looks_private(const unsigned char *s, Py_ssize_t n)
                 s++;
             while (s < end && kinds[*s] & WORD);
         } else {
-            if (*s == '@' || (*s == '%' && end - s > 2 && s[1] == '4' && s[2] == '0'))
+            if (kinds[*s] & RARE && is_at_or_nul(s, end))
                 return 1;
             s++;
         }
@@ -271,7 +278,7 @@ static void put_json_text(Out *out, PyObject *text, int is_value)
     Py_ssize_t n;
     const unsigned char *s = (const unsigned char *)utf8(text, &n);
     /* Six bytes for one is the worst that escaping does. */
-    if (s == NULL || out->p == NULL || (out->end - out->p - 2) / 6 < n || (is_value && looks_private(s, n))) {
+    if (s == NULL || out->p == NULL || (out->end - out->p - 2) / 6 < n || (is_value && needs_care(s, n))) {
         out->p = NULL;
         return;
     }
@@ -311,7 +318,7 @@ static void put_integer(Out *out, long long value)
         *--p = (char)('0' + rest % 10);
         rest /= 10;
     } while (rest);
-    if (digits + sizeof digits - p > 12 && looks_private((unsigned char *)p, digits + sizeof digits - p)) { /* a card, as a number */
+    if (digits + sizeof digits - p > 12 && needs_care((unsigned char *)p, digits + sizeof digits - p)) { /* a card, as a number */
         out->p = NULL;
         return;
     }
@@ -371,7 +378,7 @@ static void put_metadata(Out *out, PyObject *metadata, PyObject *accepted)
         }
         put(out, &before, 1);
         before = ',';
-        put_json_text(out, key, 0); /* which was found harmless when it was accepted */
+        put_json_text(out, key, 0); /* which was found harmless, and without NUL, when it was accepted */
         put(out, ":", 1);
         put_json_value(out, value);
     }
@@ -388,7 +395,7 @@ static Py_ssize_t put_optional(Out *out, PyObject *text, Py_ssize_t longest)
     if (PyUnicode_CheckExact(text) && PyUnicode_GET_LENGTH(text) > 0 && PyUnicode_GET_LENGTH(text) <= longest &&
         !Py_UNICODE_ISSPACE(PyUnicode_READ_CHAR(text, 0))) /* an id of blanks is refused */
         bytes = utf8(text, &n);
-    if (bytes == NULL || looks_private((const unsigned char *)bytes, n)) {
+    if (bytes == NULL || needs_care((const unsigned char *)bytes, n)) {
         out->p = NULL;
         return 0;
     }
@@ -787,12 +794,12 @@ static PyObject *core_check(PyObject *module, PyObject *args)
     return result;
 }
 
-/* looks_private(text) -> bool */
+/* looks_private(text) -> bool: true for one with NUL, too */
 static PyObject *core_looks_private(PyObject *module, PyObject *text)
 {
     Py_ssize_t n;
     const char *bytes = PyUnicode_AsUTF8AndSize(text, &n);
-    return bytes == NULL ? NULL : PyBool_FromLong(looks_private((const unsigned char *)bytes, n));
+    return bytes == NULL ? NULL : PyBool_FromLong(needs_care((const unsigned char *)bytes, n));
 }
 
 static PyMethodDef methods[] = {

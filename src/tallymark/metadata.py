@@ -46,11 +46,11 @@ def encode_metadata(metadata: Mapping[str, Any], pii: PiiPolicy = MASK) -> bytes
 
 
 def _needs_care(metadata: dict[str, Any]) -> bool:
-    """Whether a value may be private, or an integer beyond 64 bits."""
+    """Whether a value holds NUL, may be private, or is an integer beyond 64 bits."""
     for value in metadata.values():
         if type(value) is str:
             # The usual value without a call.
-            if (len(value) > SHORT or "@" in value or "%40" in value) and looks_private(value):
+            if "\0" in value or ((len(value) > SHORT or "@" in value or "%40" in value) and looks_private(value)):
                 return True
         elif (
             type(value) is int

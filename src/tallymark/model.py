@@ -119,5 +119,5 @@ def check_duration(field: str, value: object) -> float:
 
 
 def clean_text(text: str) -> str:
-    """The text as UTF-8 can hold it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """The text as every store can hold it: surrogate pairs joined, lone surrogates and NUL replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")

@@ -344,7 +344,7 @@ def check_field(field: object, columns: frozenset[str], part: str) -> str:
     if not isinstance(field, str):
         raise QueryError(f"{part}: a field is a string, not {type(field).__name__}")
     if _clean(field, part) != field:
-        raise QueryError(f"{part}: {_short(field)} holds half a surrogate pair")
+        raise QueryError(f"{part}: {_short(field)} holds half a surrogate pair or NUL")
     if field not in columns and metadata_path(field) is None:
         known = ", ".join(sorted(columns))
         raise QueryError(f"{part}: there is no field {_short(field)}; use {known}, or metadata.KEY")

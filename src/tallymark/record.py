@@ -7,7 +7,7 @@ import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was measured.
+    """One thing that was measured. In its texts U+FFFD stands for NUL, and for half of a surrogate pair.
 
     Attributes:
         id: journal id and sequence number in one UUID (version 8); see :mod:`tallymark.journal`.

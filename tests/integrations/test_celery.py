@@ -92,7 +92,8 @@ def test_failure(shop: Shop, words: str) -> None:
     record = shop.one("fail", words)
     assert (record.success, record.metadata["state"]) == (False, "failure")
     assert record.error is not None
-    assert record.error.startswith("ValueError: " + words[:10].replace("\ud800", "\ufffd") if words else "ValueError")
+    kept = words[:11].replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
+    assert record.error.startswith(f"ValueError: {kept}" if words else "ValueError")
 
 
 def test_retries_are_no_outcomes_until_the_last(shop: Shop) -> None:

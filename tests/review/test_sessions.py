@@ -134,7 +134,7 @@ class Older(str, Enum):  # noqa: UP042 - applications have such
         (Own.TRANSLATION, "translation"),
         (Older.SPELLING, "spelling"),
         ("any text", "any text"),
-        ("=cmd|'/c calc'!A1\x00\x1b[2J\u202e🎉", "=cmd|'/c calc'!A1\x00\x1b[2J\u202e🎉"),
+        ("=cmd|'/c calc'!A1\x00\x1b[2J\u202e🎉", "=cmd|'/c calc'!A1\ufffd\x1b[2J\u202e🎉"),
         ("half a pair \ud83d", "half a pair \ufffd"),
     ],
 )

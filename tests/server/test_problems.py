@@ -133,6 +133,17 @@ def test_surrogates_in_metadata_are_replaced(client: httpx.Client) -> None:
     assert client.get(answer.headers["location"]).json() == answer.json()
 
 
+def test_nul_is_replaced(client: httpx.Client) -> None:
+    texts = dict.fromkeys(
+        ("metric_type", "name", "unit", "service", "description", "error", "trace_id", "session_id"), "a\0"
+    )
+    answer = client.post(BASE, json={"value": 1, **texts, "metadata": {"a\0": [{"\0": "\0x"}], "b": "\\u0000"}})
+    stored = answer.json()
+    assert {key: stored[key] for key in texts} == dict.fromkeys(texts, "a\ufffd")
+    assert stored["metadata"] == {"a\ufffd": [{"\ufffd": "\ufffdx"}], "b": "\\u0000"}
+    assert client.get(answer.headers["location"]).json() == answer.json()
+
+
 def test_many_faults_are_few_in_the_answer(client: httpx.Client) -> None:
     answer = client.post(f"{BASE}batch", json={"metrics": [{"value": "x"}] * 5000})
     assert len(problem(answer, 422)["errors"]) == 20

@@ -95,7 +95,7 @@ def test_any_name_is_only_a_name(start: Start, redis_url: str, name: str) -> Non
     answer = start(broker=redis_url).post(f"/api/v1/metrics/queues/track?queue_name={quote(name)}")
     assert answer.status_code == 201, answer.text
     assert answer.json()["metrics"][0]["value"] == 0
-    assert answer.json()["metrics"][0]["metadata"]["queue"] == name
+    assert answer.json()["metrics"][0]["metadata"]["queue"] == name.replace("\x00", "\ufffd")
 
 
 def test_queues_of_the_settings_are_followed(start: Start, redis_url: str, queue: str, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def queue_depth(
         reading = collector.status()
     finally:
         collector.stop()
-    state = reading["queues"].get(queue_name) or {"depth": None, "oldest_seconds": None, "unacked": None}
+    state = reading["queues"].get(collector.queues[0]) or {"depth": None, "oldest_seconds": None, "unacked": None}
     return {"queue": queue_name, **{key: reading[key] for key in ("target", "connected", "reason")}, **state}
 
 
