@@ -92,10 +92,11 @@ def erase_lines(log: Path, matches: LineMatch, left: list[str]) -> int:
             except OSError as error:
                 left.append(f"{path}: {error.strerror}")
                 done.add(_identity(path))
+    ours = _files(log)
     left += [
         f"{path}: no file that the log writes; it was not looked into"
         for path in sorted(log.parent.glob(f"{log.name}*"))
-        if path not in _files(log)
+        if path not in ours
     ]
     return removed
 

@@ -190,7 +190,8 @@ class PipelineRun(RecordedBlock):
             if self._ended is not None:
                 return
             self._ended = self._now()
-        stages, slowest = self.stages, self.bottleneck
+        stages = self.stages
+        slowest = find_bottleneck(stages)
         metadata = {
             "stages": len(stages),
             "items": sum(stage.count for stage in stages.values()),
