@@ -17,6 +17,10 @@ class StoreError(TallymarkError):
     """A store could not do what was asked; the driver's own error is its ``__cause__``."""
 
 
+class RefusedError(StoreError):
+    """A store works, but refuses what it was given: at least one of the rows. Nothing of them was stored."""
+
+
 class QueryError(TallymarkError, ValueError):
     """A query makes no sense; the message names the part and the rule."""
 

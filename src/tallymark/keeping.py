@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import pyarrow as pa
+
+from tallymark import ndjson
+from tallymark.batch import SCHEMA
 from tallymark.clock import Clock, SystemClock
+from tallymark.delivery import REFUSED_FILE
+from tallymark.files import replace_file
 from tallymark.keeping_logs import erase_lines, line_match
 from tallymark.lane import JOURNALS, SUFFIX
 from tallymark.lane_reader import each_lane
@@ -126,12 +132,27 @@ def erase(
         overwritten = _erase_in_journals(store, folder / JOURNALS, query, left)
         say("removing files …")
         left += store.purge(clock.time_ns(), strays=trusts(folder, clock))
+        _erase_refused(folder / JOURNALS / REFUSED_FILE, query)
         lines = line_match(query)
         if lines is not None and logs:
             say("removing lines of the structured log …")
         removed = None if lines is None else sum(erase_lines(log, lines, left) for log in logs)
     newer = find(store, [query]).records
     return Erased(records, overwritten, removed, tuple(left), newer)
+
+
+def _erase_refused(path: Path, query: Query) -> None:
+    """Remove records from those that the store refused."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    # Half a line is of a shipper that died: its record is still in the journal.
+    lines = [line for line in lines if line.endswith(b"\n")]
+    rows = [ndjson.decode(line) | {"seq": number} for number, line in enumerate(lines)]
+    found = set(Engine().ids(query, pa.Table.from_pylist(rows, schema=SCHEMA))["seq"].to_pylist())
+    kept = [line for number, line in enumerate(lines) if number not in found]
+    replace_file(path, b"".join(kept).decode())
 
 
 def _erase_in_journals(store: Store, journals: Path, query: Query, left: list[str]) -> int:

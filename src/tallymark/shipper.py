@@ -7,7 +7,6 @@ and the deletion of a journal, the next shipper sees what is done. ``python -m t
 import contextlib
 import fcntl
 import itertools
-import json
 import logging
 import os
 import random
@@ -21,14 +20,14 @@ from typing import Final
 
 import pyarrow as pa
 
-from tallymark.batch import CLOSED, SCHEMA, Batch
+from tallymark.batch import CLOSED
 from tallymark.clock import Clock, SystemClock
+from tallymark.delivery import Lot, deliver
 from tallymark.errors import TallymarkError
-from tallymark.lane import DROP_REASONS, JOURNALS
+from tallymark.lane import JOURNALS
 from tallymark.lane_reader import LaneReader, each_lane
 from tallymark.location import local_folder
 from tallymark.maintenance import maintain
-from tallymark.model import RESERVED_TYPE
 from tallymark.sealer import BUSY, LOCK_FILE, REQUEST_FILE, STORE_VARIABLE
 from tallymark.store import Store, open_store
 from tallymark.without_pandas import keep_pandas_out
@@ -115,12 +114,12 @@ def ship(store: Store, journals: Path, clock: Clock) -> Shipped:
     found = each_lane(journals)
     while some := list(itertools.islice(found, BATCH_FILES)):
         positions = store.positions([lane.journal for lane in some])
-        waiting: list[Lot] = []
+        waiting: list[_Taken] = []
         for number, lane in enumerate(some, 1):
-            waiting.append(_take(lane, positions.get(lane.journal, 0), clock))
-            rows = sum(lot.records for lot in waiting)
+            waiting.append(_take(lane, positions.get(lane.journal, 0)))
+            rows = sum(each.lot.rows.num_rows for each in waiting)
             if rows >= BATCH_ROWS or number == len(some):
-                _write(store, waiting, clock)
+                _deliver(store, waiting, journals, clock)
                 records += rows
                 batches += rows > 0
                 waiting = []
@@ -129,54 +128,35 @@ def ship(store: Store, journals: Path, clock: Clock) -> Shipped:
 
 
 @dataclass(frozen=True)
-class Lot:
-    """What one lane gives to a batch, and how far that brings it."""
+class _Taken:
+    """What was taken from a lane, from ``start`` on."""
 
     lane: LaneReader
-    table: pa.Table
-    records: int
+    lot: Lot
     start: int
-    end: int
     shipped: int
 
 
-def _take(lane: LaneReader, start: int, clock: Clock) -> Lot:
+def _take(lane: LaneReader, start: int) -> _Taken:
     complete = lane.is_complete()
     found = lane.read(start, complete=complete)
     dropped = lane.dropped if complete and start < CLOSED else {}
     if found.corrupt:
         dropped = {**dropped, "corrupt": found.corrupt}
         _log.warning("%s: %d records are corrupt and were dropped", lane.path, found.corrupt)
-    # Numbered after every entry that the lane can have, and differently in every batch: corrupt records are found by
-    # several, but each of those comes further; the others are told by the last alone.
-    first = lane.capacity + found.end * len(DROP_REASONS)
-    books = [
-        {
-            "journal": lane.journal,
-            "seq": first + DROP_REASONS.index(reason),
-            "timestamp": clock.time_ns(),
-            "service": RESERVED_TYPE,
-            "metric_type": RESERVED_TYPE,
-            "name": "dropped",
-            "value": float(count),
-            "unit": "1",
-            "metadata": json.dumps({"reason": reason}),
-        }
-        for reason, count in dropped.items()
-    ]
-    table = pa.concat_tables([found.table, pa.Table.from_pylist(books, schema=SCHEMA)])
-    return Lot(lane, table, len(found.table), start, CLOSED if complete else found.end, found.records)
+    end = CLOSED if complete else found.end
+    return _Taken(lane, Lot(lane.journal, lane.capacity, found.table, dropped, end, found.end), start, found.records)
 
 
-def _write(store: Store, lots: list[Lot], clock: Clock) -> None:
-    positions = {lot.lane.journal: lot.end for lot in lots if lot.end != lot.start}
-    if positions:
-        store.write(Batch(pa.concat_tables([lot.table for lot in lots]), positions))
-    for lot in lots:
-        if lot.end == CLOSED:
-            lot.lane.path.unlink(missing_ok=True)
+def _deliver(store: Store, taken: list[_Taken], journals: Path, clock: Clock) -> None:
+    news = [each.lot for each in taken if each.lot.end != each.start]
+    if news:
+        deliver(store, news, journals, clock)
+    for each in taken:
+        if each.lot.end == CLOSED:
+            each.lane.path.unlink(missing_ok=True)
         else:
-            lot.lane.note_shipped(lot.shipped, clock.time_ns(), batch=lot.records > 0)
+            each.lane.note_shipped(each.shipped, clock.time_ns(), batch=each.lot.rows.num_rows > 0)
 
 
 def _remove_unfinished(journals: Path) -> None:
