@@ -123,15 +123,15 @@ class CeleryMetrics:
     def __init__(self, app: Celery, metrics: "Metrics") -> None:
         self.failures = 0
         self._app = app
+        self._tasks: set[object] = set()  # those of the application that were seen
         self._record = metrics.record
         self._marks = _Marks()
+        self._words = self._marks.words
         self._queues: dict[tuple[str, str], str] = {}
         self._receivers = [
             (signal, self._guarded(receiver))
             for signal, receiver in (
                 (signals.before_task_publish, self._before_publish),
-                (signals.task_prerun, self._before_run),
-                (signals.task_postrun, self._after_run),
                 (signals.task_failure, self._on_failure),
                 (signals.task_retry, self._on_retry),
                 (signals.task_revoked, self._on_revoked),
@@ -140,6 +140,7 @@ class CeleryMetrics:
                 (signals.worker_ready, self._on_ready),
             )
         ]
+        self._receivers += [(signals.task_prerun, self._before_run), (signals.task_postrun, self._after_run)]
         for signal, receiver in self._receivers:
             signal.connect(receiver, weak=False)
 
@@ -155,11 +156,19 @@ class CeleryMetrics:
             try:
                 receiver(**arguments)
             except Exception as failure:
-                self.failures += 1
-                if self.failures == 1:
-                    _logger.warning("A task was not recorded, nor may others be: %s", describe(failure))
+                self._fail(failure)
 
         return guarded
+
+    def _fail(self, failure: Exception) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            _logger.warning("A task was not recorded, nor may others be: %s", describe(failure))
+
+    def _owns(self, task: Any) -> bool:
+        if task.app is self._app:
+            self._tasks.add(task)
+        return task in self._tasks
 
     # Who publishes
 
@@ -181,51 +190,66 @@ class CeleryMetrics:
         # For RabbitMQ, which tells the timestamp of the oldest message in a queue.
         properties.setdefault("timestamp", int(now))
 
-    # The process that runs it
+    # The process that runs it. By the time a task ends other processes have had the processor's caches: each function
+    # that is called, and each object that is looked at, is fetched from memory, which takes longer than to run it. So
+    # these two do by themselves what others would do for them.
 
     def _before_run(self, sender: Any, task_id: str, **_: object) -> None:
-        if sender.app is not self._app:
-            return
-        request = sender.request
-        session = current_session_id.get()
-        trace = current_trace_id.get()
-        run = _Run(trace, session)
-        if not request.is_eager:
-            self._marks.begin(task_id, run.started)
-            headers = request.__dict__
-            current_trace_id.set(_text(headers.get(TRACE)) or _new_trace_id(headers.get("traceparent")))
-            current_session_id.set(_text(headers.get(SESSION)))
-        elif trace is None:
-            current_trace_id.set(_new_trace_id(None))
-        setattr(request, _RUN, run)
+        try:
+            if sender not in self._tasks and not self._owns(sender):
+                return
+            request = sender.request_stack.top.__dict__
+            trace, session = current_trace_id.get(), current_session_id.get()
+            eager = request.get("is_eager")
+            if not eager:
+                current_trace_id.set(_text(request.get(TRACE)) or _new_trace_id(request.get("traceparent")))
+                asked = request.get(SESSION)
+                if asked is not session:
+                    current_session_id.set(_text(asked))
+            elif trace is None:
+                current_trace_id.set(_new_trace_id(None))
+            # An eager task may be called out of an exception handler.
+            place = get_native_id() % _Marks.PLACES * 2
+            started = perf_counter_ns()
+            request[_RUN] = (trace, session, sys.exception(), place, time(), started)
+            if not eager:
+                self._words[place + 1] = started
+                self._words[place] = hash(task_id)
+        except Exception as failure:
+            self._fail(failure)
 
     def _after_run(self, sender: Any, task_id: str, state: str | None, retval: object, **_: object) -> None:
         ended = perf_counter_ns()
-        if sender.app is not self._app:
-            return
-        request = sender.request
-        run: _Run | None = request.__dict__.pop(_RUN, None)
-        if run is None:
-            return
-        trace, session = current_trace_id.get(), current_session_id.get()
-        current_trace_id.set(run.trace)
-        current_session_id.set(run.session)
-        raised = sys.exception()
-        if raised is run.handling:
-            raised = retval if isinstance(retval, BaseException) and state != "SUCCESS" else None
-        elif isinstance(raised, SystemExit) and _is_leaving():
-            return  # the pool ends this process in the middle of the task, and the worker says what becomes of that
-        eager = request.is_eager
-        if not eager and self._marks.is_reported(task_id):
-            return
-        name, success, error = _outcome(raised)
-        value = (ended - run.started) // 1_000 / 1_000
-        metadata = self._describe(task_id, request, name, run.at, run.at + value / 1_000)
         try:
-            self._record("celery_task", sender.name, value, "ms", success, error, metadata, trace, session)
-        finally:
-            if not eager:
-                self._marks.end(task_id)
+            if sender not in self._tasks:
+                return
+            request = sender.request_stack.top.__dict__
+            run = request.pop(_RUN, None)
+            if run is None:
+                return
+            of_caller, session_of_caller, handling, place, began, started = run
+            trace, session = current_trace_id.get(), current_session_id.get()
+            current_trace_id.set(of_caller)
+            if session is not session_of_caller:
+                current_session_id.set(session_of_caller)
+            raised = sys.exception()
+            if raised is handling:
+                raised = retval if state != "SUCCESS" and isinstance(retval, BaseException) else None
+            elif isinstance(raised, SystemExit) and _is_leaving():
+                return  # the pool ends this process in the middle of the task, and the worker says what becomes of that
+            done = None if request.get("is_eager") else ~hash(task_id)
+            if done is not None and self._words[place] == done:
+                return  # the main process has told about it
+            name, success, error = ("success", True, None) if raised is None else _outcome(raised)
+            value = (ended - started) // 1_000 / 1_000
+            metadata = self._describe(task_id, request, name, began, began + value / 1_000)
+            try:
+                self._record("celery_task", sender.name, value, "ms", success, error, metadata, trace, session)
+            finally:
+                if done is not None:
+                    self._words[place] = done
+        except Exception as failure:
+            self._fail(failure)
 
     # The main process of a worker, where a run did not come to its own end
 
@@ -267,7 +291,7 @@ class CeleryMetrics:
                 value = (perf_counter_ns() - started) // 1_000 / 1_000
         headers = request.__dict__ if request is not None else {}
         now = time()
-        metadata = self._describe(task_id, request, state, now - value / 1_000 if value else None, now)
+        metadata = self._describe(task_id, headers, state, now - value / 1_000 if value else None, now)
         if reason:
             metadata["reason"] = reason
         trace, session = _text(headers.get(TRACE)), _text(headers.get(SESSION))
@@ -301,37 +325,41 @@ class CeleryMetrics:
     # What a record says
 
     def _describe(
-        self, task_id: str, request: "Context | None", state: str, began: float | None, ended: float
+        self, task_id: str, request: dict[str, Any], state: str, began: float | None, ended: float
     ) -> dict[str, Any]:
         metadata: dict[str, Any] = {"task_id": task_id, "state": state}
-        if request is None:
+        if not request:
             return metadata
-        headers = request.__dict__
-        delivery = request.delivery_info or {}
-        retries = request.retries
-        metadata["retries"] = retries if isinstance(retries, int) else 0
-        if request.root_id and request.root_id != task_id:
-            metadata["root_id"] = request.root_id
-        if request.is_eager:
+        get = request.get
+        retries = get("retries")
+        metadata["retries"] = retries if type(retries) is int else 0
+        root = get("root_id")
+        if root and root != task_id:
+            metadata["root_id"] = root
+        if get("is_eager"):
             metadata["eager"] = True
             return metadata
-        metadata["queue"] = self._queue_of(delivery.get("exchange") or "", delivery.get("routing_key") or "")
+        delivery = get("delivery_info") or {}
+        exchange, routing_key = delivery.get("exchange"), delivery.get("routing_key") or ""
+        metadata["queue"] = self._queue_of(exchange, routing_key) if exchange else routing_key
         if delivery.get("redelivered"):
             metadata["redelivered"] = True
-        published = _timestamp(headers.get(PUBLISHED))
-        if published is not None:
-            due = _due(request.eta, self._app) if request.eta else None
+        published = get(PUBLISHED)
+        if type(published) is float and 0.0 < published < math.inf:
+            eta = get("eta")
+            due = _due(eta, self._app) if eta else None
             if began is not None:
-                metadata["queue_wait_ms"] = _milliseconds(max(published, due or 0.0), began)
+                wait = began - (max(published, due) if due else published)
+                metadata["queue_wait_ms"] = int(wait * 1e6) / 1e3 if wait > 0.0 else 0.0
                 if due:
                     metadata["queue_wait_from"] = "eta"
-            metadata["end_to_end_ms"] = _milliseconds(_timestamp(headers.get(ASKED)) or published, ended)
+            asked = get(ASKED)
+            passed = ended - (published if asked is None else _timestamp(asked) or published)
+            metadata["end_to_end_ms"] = int(passed * 1e6) / 1e3 if passed > 0.0 else 0.0
         return metadata
 
     def _queue_of(self, exchange: str, routing_key: str) -> str:
         """The queue that a message came from: with an exchange, the routing key may be another word."""
-        if not exchange:
-            return routing_key
         key = (exchange, routing_key)
         name = self._queues.get(key)
         if name is None:
@@ -343,19 +371,6 @@ class CeleryMetrics:
         return name
 
 
-class _Run:
-    """One run of a task, while it lasts."""
-
-    __slots__ = ("at", "handling", "session", "started", "trace")
-
-    def __init__(self, trace: str | None, session: str | None) -> None:
-        self.trace = trace  # those of whoever called, to be put back
-        self.session = session
-        self.handling = sys.exception()  # an eager task may be called out of an exception handler
-        self.at = time()
-        self.started = perf_counter_ns()
-
-
 class _Marks:
     """Which task each process of a pool is at, in memory that all of them share.
 
@@ -364,24 +379,12 @@ class _Marks:
     began. Each thread has the place of its number; the first thread's number is that of its process.
     """
 
-    _PLACES: Final = 2**14
+    PLACES: Final = 2**14
     _MARK: Final = struct.Struct("qq")
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, self._PLACES * self._MARK.size)
-        self._words = memoryview(self._memory).cast("q")
-
-    def begin(self, task_id: str, now: int) -> None:
-        at = get_native_id() % self._PLACES * 2
-        self._words[at + 1] = now
-        self._words[at] = hash(task_id)
-
-    def end(self, task_id: str) -> None:
-        self._words[get_native_id() % self._PLACES * 2] = ~hash(task_id)
-
-    def is_reported(self, task_id: str) -> bool:
-        """Whether the main process has told about the run that this process is at."""
-        return self._words[get_native_id() % self._PLACES * 2] == ~hash(task_id)
+        self._memory = mmap.mmap(-1, self.PLACES * self._MARK.size)
+        self.words = memoryview(self._memory).cast("q")
 
     def report(self, task_id: str) -> int:
         """When a run began that is not recorded yet, which it now counts as; -1 if it is, 0 where there is none."""
@@ -389,8 +392,8 @@ class _Marks:
         at = self._find(key)
         if at < 0:
             return 0 if self._find(~key) < 0 else -1
-        self._words[at] = ~key
-        return self._words[at + 1]
+        self.words[at] = ~key
+        return self.words[at + 1]
 
     def _find(self, key: int) -> int:
         wanted = key.to_bytes(8, sys.byteorder, signed=True)
@@ -444,7 +447,3 @@ def _due(eta: object, app: Any) -> float | None:
         return (at if at.tzinfo else at.replace(tzinfo=app.timezone)).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-def _milliseconds(since: float, until: float) -> float:
-    return round(max(0.0, until - since) * 1_000, 3)
