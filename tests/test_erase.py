@@ -409,3 +409,37 @@ def test_half_a_line_and_other_files(folder: Path, log: Path) -> None:
     (sentence,) = done.left
     assert "metrics.jsonl.2.gz" in sentence
     assert sorted(log.parent.iterdir()) == [log, log.parent / "metrics.jsonl.2.gz"]
+
+
+def test_nothing_but_half_a_line_is_of_the_subject(folder: Path, log: Path) -> None:
+    log.parent.mkdir(parents=True)
+    whole = json.dumps({"session_id": "other", "message": "kept"}).encode() + b"\n"
+    log.write_bytes(whole + json.dumps({"session_id": SUBJECT, "message": "torn"}).encode()[:-5])
+    with recording(folder):
+        assert erase(folder, logs=(log,)).lines == 1
+    assert log.read_bytes() == whole
+
+
+def test_a_log_that_is_a_link(folder: Path, log: Path, tmp_path: Path) -> None:
+    log.parent.mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_text(json.dumps({"session_id": SUBJECT}) + "\n")
+    log.symlink_to(elsewhere)
+    with recording(folder):
+        assert erase(folder, logs=(log,)).lines == 1
+    assert log.is_symlink()
+    assert elsewhere.read_bytes() == b""
+
+
+def test_links_that_lead_nowhere_are_named_and_the_others_looked_into(folder: Path, log: Path) -> None:
+    log.parent.mkdir(parents=True)
+    lost, loop = (log.with_name(f"{log.name}.{number}") for number in (1, 2))
+    lost.symlink_to("nowhere")
+    loop.symlink_to(loop)
+    last = log.with_name(f"{log.name}.3")
+    last.write_text(json.dumps({"session_id": SUBJECT}) + "\n")
+    with recording(folder):
+        done = erase(folder, logs=(log,))
+    assert done.lines == 1
+    assert last.read_bytes() == b""
+    assert [sentence.partition(": ")[0] for sentence in sorted(done.left)] == [str(lost), str(loop)]

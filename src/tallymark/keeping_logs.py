@@ -24,6 +24,8 @@ from tallymark.stores.duck import Engine
 LineMatch = Callable[[Sequence[bytes]], Sequence[bool]]
 """Which of some lines are to be removed."""
 
+_Identity = tuple[int, int]
+
 CHUNK_BYTES: Final = 1 << 22
 ROUNDS: Final = 20
 """How often a file is tried again that is rotated meanwhile."""
@@ -77,21 +79,23 @@ def erase_lines(log: Path, matches: LineMatch, left: list[str]) -> int:
         left: is told of files that could not be looked into or written.
     """
     removed = 0
-    done: set[tuple[int, int]] = set()
+    done: set[_Identity | None] = set()
+    refused: dict[Path, str] = {}
     # Again until every file is one that was looked into: rotation gives them other names meanwhile.
     for _ in range(ROUNDS):
-        waiting = [path for path in _files(log) if _identity(path) not in done]
+        waiting = [path for path in _files(log) if _identity(path) not in done and path not in refused]
         if not waiting:
             break
         for path in waiting:
             try:
-                removed += _erase_in(path, log, matches)
-                done.add(_identity(path))
+                removed += _erase_in(path, log, matches, done)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                left.append(f"{path}: {error.strerror}")
-                done.add(_identity(path))
+                refused[path] = f"{error.strerror}"
+    else:
+        refused |= dict.fromkeys(waiting, "it was not there each time that it was to be looked into")
+    left += [f"{path}: {why}" for path, why in refused.items()]
     ours = _files(log)
     left += [
         f"{path}: no file that the log writes; it was not looked into"
@@ -107,30 +111,42 @@ def _files(log: Path) -> list[Path]:
     return sorted(path for path in log.parent.glob("*") if numbered.fullmatch(path.name))
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _identity(file: Path | int) -> _Identity | None:
+    """What tells a file from others, whatever its name; None where there is none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
     return status.st_dev, status.st_ino
 
 
-def _erase_in(path: Path, log: Path, matches: LineMatch) -> int:
-    new = path.with_name(f".{path.name}.erasing")  # one that was left behind is written over
-    with path.open("rb") as source:
+def _erase_in(path: Path, log: Path, matches: LineMatch, done: set[_Identity | None]) -> int:
+    """Remove the lines that match from one file; how many they were. What it is now is ``done``.
+
+    Raises:
+        FileNotFoundError: it has another name now.
+        OSError: it cannot be looked into or written.
+    """
+    real = Path(os.path.realpath(path))  # of a link, what it leads to
+    new = real.with_name(f".{real.name}.erasing")  # one that was left behind is written over
+    with real.open("rb") as source:
         try:
             with new.open("wb") as target:
                 # Most of it without the lock: applications do not wait long for it.
                 removed = _copy(source, target, matches)
-                if not removed:
-                    return 0
-                with _locked(log):
-                    if not _named(source, path):
-                        raise FileNotFoundError  # rotated: it has another name
-                    removed += _copy(source, target, matches, to_end=True)
-                    target.flush()
-                    shutil.copystat(path, new)
-                    with contextlib.suppress(OSError):
-                        shutil.chown(new, path.stat().st_uid, path.stat().st_gid)
-                    os.fsync(target.fileno())
-                    new.replace(path)
+                if removed or source.tell() < os.fstat(source.fileno()).st_size:
+                    with _locked(log):
+                        if not _named(source, real):
+                            raise FileNotFoundError  # rotated: it has another name
+                        removed += _copy(source, target, matches, to_end=True)
+                        if removed:
+                            target.flush()
+                            shutil.copystat(real, new)
+                            with contextlib.suppress(OSError):
+                                shutil.chown(new, real.stat().st_uid, real.stat().st_gid)
+                            os.fsync(target.fileno())
+                            new.replace(real)
+                done.add(_identity((target if removed else source).fileno()))
         finally:
             new.unlink(missing_ok=True)
     return removed
