@@ -20,10 +20,11 @@ from recording import DEADLINE_SECONDS, eventually
 from serving import serving
 
 import tallymark
+from tallymark import upkeep
 from tallymark.config import Settings, settings
 from tallymark.errors import ConfigError, StoreError
 from tallymark.recorder import Metrics
-from tallymark.server import context, create_app, mount, upkeep
+from tallymark.server import context, create_app, mount
 from tallymark.server.serve import listen, run, url_of
 
 from .conftest import Start

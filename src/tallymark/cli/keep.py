@@ -1,6 +1,9 @@
-"""The commands that forget: ``prune`` what is old, ``erase`` one subject."""
+"""The commands that look after a store: ``ship``, ``compact``, ``prune`` what is old, ``erase`` one subject."""
 
+import contextlib
+import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +25,102 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document, on 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
+    app.command(short_help="Move what was recorded from the journals into the store.")(ship)
+    app.command(short_help="Join small files, and give room back.")(compact)
     app.command(short_help="Forget what is old.")(prune)
     app.command(short_help="Erase the records of one session, trace or person.")(erase)
+
+
+def ship(
+    store: StoreArgument = DEFAULT_STORE,
+    once: Annotated[bool, typer.Option("--once", help="End when everything that waits is moved.")] = False,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="LENGTH", help="The longest that a record waits.", show_default="1s; 30s for a lake"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: one JSON document, on stdout.")] = False,
+) -> None:
+    """\b
+    Examples:
+      tallymark ship postgresql://metrics@db/metrics
+      tallymark ship --once
+
+    Moves what applications on this machine record from their journals into the store, for as long as it runs, and
+    joins small files. Applications do that themselves, with a short-lived process every so often; where this runs
+    they leave it alone, and records are in the store within a second. `tallymark serve` does the same.
+
+    While a store is away the journals keep everything. Ctrl-C ends it; nothing is lost.
+    """
+    from tallymark.cli.output import message, print_json
+    from tallymark.location import local_folder, shown
+    from tallymark.times import parse_length
+
+    seconds = None if every is None else parse_length(every, "every") / 1e9
+    if seconds is not None and seconds <= 0:
+        raise QueryError("every: must be longer than nothing")
+    if once:
+        open_existing(store).close()
+        moved = _ship_once(store)
+        if as_json:
+            print_json({"store": shown(store), "records": moved})
+        elif moved is None:
+            message("somebody else is shipping at this moment; nothing was done")
+        else:
+            message(f"{moved:,} records moved")
+        return
+    from tallymark.upkeep import upkeep
+
+    _end_on_sigterm()
+    with contextlib.suppress(KeyboardInterrupt), upkeep(store, None, seconds=seconds):
+        message(f"shipping from {local_folder(store) / 'journals'} to {shown(store)}; Ctrl-C ends it")
+        threading.Event().wait()
+    message("ended", "dim")
+
+
+def _ship_once(store: str) -> int | None:
+    """How many records were moved; None where somebody else is at it."""
+    from tallymark.shipper import ship_once
+
+    moved = 0
+    while (shipped := ship_once(store)) is not None:
+        moved += shipped.records
+        if not shipped.records:
+            return moved
+    return moved or None
+
+
+def _end_on_sigterm() -> None:
+    """As with Ctrl-C: so service managers end a process."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def compact(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """\b
+    Examples:
+      tallymark compact
+      tallymark compact sqlite:///metrics.db --json
+
+    Does at once what `tallymark serve` does every few minutes: joins small files into large ones, gives the room of
+    what was deleted back, makes ready what answers about long ranges are read from. Deletes no record. Queries go on
+    meanwhile.
+    """
+    import time
+
+    from tallymark.cli.output import message, print_json
+    from tallymark.maintenance import alone, trusts
+
+    opened, folder = _opened(store)
+    before = opened.info()
+    folder.mkdir(parents=True, exist_ok=True)
+    with opened, alone(folder, lambda: _say("waiting for the upkeep that is at work …")):
+        _say("joining files …")
+        done = opened.maintain(time.time_ns(), None, strays=trusts(folder))
+        after = opened.info()
+    if as_json:
+        print_json({"compacted": done.compacted, "vacuumed": done.vacuumed, "bytes": after.bytes})
+        return
+    message(f"{done.compacted:,} files joined, {done.vacuumed:,} removed")
+    message(f"{before.bytes:,} bytes before, {after.bytes:,} now")
 
 
 def prune(

@@ -27,8 +27,8 @@ from tallymark.server.headers import SecurityHeaders
 from tallymark.server.limits import BodyLimits
 from tallymark.server.overview import SERVER
 from tallymark.server.pages import add_docs
-from tallymark.server.upkeep import upkeep
 from tallymark.stores.retention import Retention
+from tallymark.upkeep import upkeep
 
 DASHBOARD: Final = Path(__file__).parent / "dashboard"
 

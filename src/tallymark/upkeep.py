@@ -1,4 +1,4 @@
-"""What keeps a store in order while a server runs on it: shipping, compaction, retention."""
+"""What keeps a store in order for as long as a process runs: shipping, compaction, retention."""
 
 import logging
 import threading
@@ -16,32 +16,34 @@ from tallymark.store import Store, open_store
 from tallymark.stores.retention import Retention
 
 FIRST_SECONDS: Final = 10.0
-"""After the start, when the first requests have been answered."""
+"""After the start, when the first requests of a server have been answered."""
 
 EVERY_SECONDS: Final = 300.0
 """Between two rounds of compaction and retention."""
 
 STOP_SECONDS: Final = 1.0
-"""For a round that is under way when the server ends. One that is not finished leaves the store as it was."""
+"""For a round that is under way when the process ends. One that is not finished leaves the store as it was."""
 
-logger = logging.getLogger("tallymark.server")
+logger = logging.getLogger("tallymark")
 
 
 @contextmanager
-def upkeep(url: str, retention: Retention) -> Iterator[None]:
+def upkeep(url: str, retention: Retention | None, *, seconds: float | None = None) -> Iterator[None]:
     """Works beside the block, in two threads.
 
     Args:
         url: of the store.
-        retention: how long records are kept.
+        retention: how long records are kept; with None nothing is deleted.
+        seconds: the longest that a record waits for its way into the store; by default 30 for a lake, whose journals
+            are read too, and 1 for every other.
 
     Raises:
         ConfigError: the URL is not usable.
     """
     folder = local_folder(url)
     with closing(open_store(url)) as store:
-        # A lake's journals are read too: short of a full lane there is no hurry.
-        shipper = Shipper(store, folder / JOURNALS, interval_seconds=30.0 if split(url)[0] == "lake" else 1.0)
+        usual = 30.0 if split(url)[0] == "lake" else 1.0
+        shipper = Shipper(store, folder / JOURNALS, interval_seconds=usual if seconds is None else seconds)
         stopping = threading.Event()
         maintainer = threading.Thread(
             target=_maintain, args=(store, folder, retention, stopping), name="tallymark-upkeep", daemon=True
@@ -56,7 +58,7 @@ def upkeep(url: str, retention: Retention) -> Iterator[None]:
             maintainer.join(STOP_SECONDS)
 
 
-def _maintain(store: Store, folder: Path, retention: Retention, stopping: threading.Event) -> None:
+def _maintain(store: Store, folder: Path, retention: Retention | None, stopping: threading.Event) -> None:
     pause = FIRST_SECONDS
     while not stopping.wait(pause):
         pause = EVERY_SECONDS
