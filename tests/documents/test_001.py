@@ -4,18 +4,18 @@
 Changed are the imports and the layout; ``expensive_operation`` and its like are small functions of the test that stand
 for the application's own. No usage, and not shown here:
 
-* "Data Format": the JSON batch files are a store of their own, which is still to come; until then records
-  are in Parquet.
-* "Data Retention": ``cleanup_old_metrics`` deletes such files. Here retention is a setting, carried out by
-  ``tallymark serve`` (``tests/test_retention.py``).
 * "Testing" and "Troubleshooting" name no interface.
 
-``storage_path`` is where records are; ``max_batch_size`` and ``max_queue_size`` are as the document has them.
+``storage_path`` is where records are; ``max_batch_size`` and ``max_queue_size`` are as the document has them. A folder
+alone is a lake; with ``json:`` in front of it, it has the files of "Data Format", which ``cleanup_old_metrics`` of
+"Data Retention" deletes.
 """
 
 import asyncio
+import json
 import time
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from fastapi import FastAPI
 from recording import DEADLINE_SECONDS, stored
 from serving import serving
 
+import tallymark
 from tallymark.lane import JOURNALS
 from tallymark.manager import MetricsManager
 from tallymark.record import Record
@@ -424,3 +425,63 @@ def test_monitor_queue_size() -> None:
     with shipping_lock(Path("metrics") / JOURNALS):  # nobody else writes batches meanwhile
         run_recording(work)
     assert logger.warnings == [{"queue_size": 5001, "max_queue_size": 10000}]
+
+
+# Data Format
+
+
+def test_data_format() -> None:
+    manager = MetricsManager(storage_path="json:./metrics")
+    with manager:
+        manager.record_operation(
+            "api_request", "GET /api/users", 42.5, metadata={"status_code": 200, "region": "us-east"}
+        )
+        manager.flush(timeout=DEADLINE_SECONDS)
+    (path,) = Path("metrics").glob("metrics_*.json")
+    content = json.loads(path.read_text("utf-8"))
+    assert list(content) == ["records", "batch_timestamp", "batch_id", "total_records"]
+    assert (path.name, content["total_records"]) == (f"metrics_{content['batch_id']}.json", 1)
+    (record,) = content["records"]
+    datetime.fromisoformat(record.pop("timestamp"))
+    record.pop("tallymark")  # what the others have no place for
+    assert record == {
+        "operation_type": "api_request",
+        "operation_name": "GET /api/users",
+        "duration_ms": 42.5,
+        "success": True,
+        "error_message": None,
+        "metadata": {"status_code": 200, "region": "us-east"},
+    }
+
+
+# Data Retention
+
+
+def cleanup_old_metrics(storage_path: Path, days: int = 30):
+    """Delete metrics older than specified days."""
+    cutoff = datetime.now() - timedelta(days=days)
+
+    for file in storage_path.glob("metrics_*.json"):
+        # Parse timestamp from filename
+        timestamp_str = file.stem.replace("metrics_", "")
+        file_date = datetime.strptime(timestamp_str[:8], "%Y%m%d")
+
+        if file_date < cutoff:
+            file.unlink()  # Delete file
+
+
+def test_data_retention() -> None:
+    """What was deleted does not come again, and the books know of it."""
+    storage_path = Path("metrics")
+    with MetricsManager(storage_path="json:./metrics") as manager:
+        manager.record_operation("api_request", "GET /api/users", 42.5)
+        manager.flush(timeout=DEADLINE_SECONDS)
+        (new,) = storage_path.glob("metrics_*.json")
+        old = new.rename(new.with_name("metrics_20250101_080005_123456.json"))
+        manager.record_operation("api_request", "GET /api/orders", 7.0)
+        manager.flush(timeout=DEADLINE_SECONDS)
+        cleanup_old_metrics(storage_path)
+        assert not old.exists()
+        with tallymark.open("json:./metrics") as reader:
+            assert [record.name for record in reader.records().records] == ["GET /api/orders"]
+            assert (reader.info().stored, reader.info().deleted) == (1, 1)

@@ -11,7 +11,7 @@ from typing import Final
 from tallymark.errors import QueryError
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Filter, Query
-from tallymark.stores.delta import DAY_NS
+from tallymark.stores.retention import DAY_NS
 
 MAX_IDS: Final = 250_000
 """So many records are deleted by their ids in one commit; each takes some memory."""
