@@ -9,6 +9,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.tallymark-ready
+ENGINES := .venv/.tallymark-engines
 
 help: ## What can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -16,14 +17,18 @@ help: ## What can be made
 demo: setup ## Server, dashboard, a shop under load, this machine's own figures; Ctrl-C ends it
 	@exec $(PY) -m tallymark demo
 
-test: setup browser services lint types ## Every check: lint, types, tests, the dashboard in a headless browser
+test: $(ENGINES) browser services lint types ## Every check: lint, types, tests, the dashboard in a headless browser
 	@$(PY) -m pytest -n auto --dist loadfile
 
 setup: $(READY)
 
 # Redone only when what is to be installed has changed.
 $(READY): requirements.lock pyproject.toml hatch_build.py src/tallymark/_core.c scripts/setup-venv.sh
-	@PYTHON=$(PYTHON) scripts/setup-venv.sh
+	@PYTHON=$(PYTHON) scripts/setup-venv.sh requirements.lock
+	@touch $@
+
+$(ENGINES): $(READY) requirements-engines.lock
+	@PYTHON=$(PYTHON) scripts/setup-venv.sh requirements-engines.lock
 	@touch $@
 
 browser:
@@ -32,23 +37,26 @@ browser:
 services:
 	@scripts/setup-services.sh
 
-lint: setup ## ruff check, ruff format --check
+lint: $(ENGINES) ## ruff check, ruff format --check
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 
-types: setup ## mypy, strict
+types: $(ENGINES) ## mypy, strict
 	@$(PY) -m mypy
 
-bench: setup ## The figures of docs/performance.md, measured here
+bench: $(ENGINES) ## The figures of docs/performance.md, measured here
 	@$(PY) -m bench
 
-soak: setup ## The crash tests, ten times as long
+soak: $(ENGINES) ## The crash tests, ten times as long
 	@TALLYMARK_SOAK=1 $(PY) -m pytest --timeout 7200 tests/test_crash.py
 
 lock: ## Resolve requirements.lock anew (needs uv)
 	@uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras --group dev --upgrade \
 	    --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
-	@sed -i '1i # Made by `make lock` from pyproject.toml; installs with pip and with uv.' requirements.lock
+	@uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras --group dev --group engines \
+	    --constraint requirements.lock --upgrade \
+	    --generate-hashes --no-emit-index-url --no-header --output-file requirements-engines.lock
+	@sed -i '1i # Made by `make lock` from pyproject.toml; installs with pip and with uv.' requirements*.lock
 
 clean: ## Remove what the other targets made
 	rm -rf .venv src/tallymark/_core*.so demo-metrics dist build test-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
