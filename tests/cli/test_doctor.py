@@ -6,8 +6,8 @@ HOPS = [
     "record -> journal",
     "journal -> query",
     "journal -> query, other process",
-    "journal -> lake, sealed",
-    "lake -> Parquet, read back",
+    "journal -> store, shipped",
+    "store -> read back",
 ]
 
 

@@ -36,6 +36,12 @@ LIBRARIES = {
     "fastapi": "tallymark[server]",
     "uvicorn": "tallymark[server]",
 }
+DRIVERS = {
+    "sqlite": {"alembic": "tallymark[sqlite]"},
+    "postgresql": dict.fromkeys(("psycopg", "pgpq", "alembic"), "tallymark[postgres]"),
+    "clickhouse": {"clickhouse-connect": "tallymark[clickhouse]"},
+}
+"""What a store of some kind needs besides."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,14 +78,15 @@ def doctor(
       tallymark doctor /var/lib/metrics --json
 
     Checks the installation, the folder and the clock; then records something, finds it from another
-    process, moves it into Parquet and reads it from there. Leaves that one record, of the type "doctor",
+    process, moves it into the store and reads it from there. Leaves that one record, of the type "doctor",
     in the store. Exit code 1 when a check fails.
     """
     from rich.text import Text
 
     from tallymark.cli.output import console, print_json, visible
-    from tallymark.location import local_folder
+    from tallymark.location import local_folder, shown, split
 
+    scheme, _ = split(store)
     findings: list[Finding] = []
     out = console()
 
@@ -95,8 +102,9 @@ def doctor(
         if finding.hint:
             out.print(Text(f"      hint: {visible(finding.hint)}"), soft_wrap=True)
 
-    for check in (_python, _libraries, _clock):
-        report(check())
+    report(_python())
+    report(_libraries(LIBRARIES | DRIVERS.get(scheme, {})))
+    report(_clock())
     folder = local_folder(store)
     report(_folder(folder))
     if findings[-1].ok:
@@ -105,7 +113,7 @@ def doctor(
         _Journey(store, report).run()
     ok = all(finding.ok for finding in findings)
     if as_json:
-        print_json({"ok": ok, "store": store, "checks": [asdict(finding) for finding in findings]})
+        print_json({"ok": ok, "store": shown(store), "checks": [asdict(finding) for finding in findings]})
     if not ok:
         raise typer.Exit(1)
 
@@ -124,10 +132,10 @@ def _python() -> Finding:
     )
 
 
-def _libraries() -> Finding:
+def _libraries(wanted: dict[str, str]) -> Finding:
     found: list[str] = []
     missing: dict[str, str] = {}
-    for library, extra in LIBRARIES.items():
+    for library, extra in wanted.items():
         try:
             found.append(f"{library} {importlib.metadata.version(library)}")
         except importlib.metadata.PackageNotFoundError:
@@ -183,7 +191,7 @@ def _since(started: float) -> float:
 
 
 class _Journey:
-    """One record, followed from the call to Parquet. Ends at the first hop that fails."""
+    """One record, followed from the call into the store. Ends at the first hop that fails."""
 
     def __init__(self, store: str, report: Callable[[Finding], None]) -> None:
         self._store = store
@@ -195,6 +203,7 @@ class _Journey:
 
     def run(self) -> None:
         import tallymark
+        from tallymark.location import split
 
         with (
             tallymark.Metrics(self._store, service="tallymark-doctor") as metrics,
@@ -217,13 +226,13 @@ class _Journey:
                     "journals are shared memory: the folder must be on a disk of this machine",
                 ),
                 (
-                    "journal -> lake, sealed",
+                    "journal -> store, shipped",
                     lambda: self._seal(metrics),
-                    "try it alone: python -m tallymark.shipper STORE",
+                    "try it alone: tallymark ship --once",
                 ),
                 (
-                    "lake -> Parquet, read back",
-                    self._read_parquet,
+                    "store -> read back",
+                    self._read_parquet if split(self._store)[0] == "lake" else lambda: self._read_back(reader),
                     "another process may have removed it: tallymark info",
                 ),
             )
@@ -258,9 +267,11 @@ class _Journey:
         return f"id {self._id}"
 
     def _query_elsewhere(self) -> str:
-        command = [sys.executable, "-m", "tallymark", "tail", self._store, "--lines", "2", "--json"]
+        command = [sys.executable, "-m", "tallymark", "tail", "--lines", "2", "--json"]
         command += ["--type", "doctor", "--where", f"metadata.run={self._run}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=OTHER_PROCESS_SECONDS)
+        # Not as an argument, which every user of the machine can see: it may hold a password.
+        environment = os.environ | {"TALLYMARK_STORE": self._store}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=OTHER_PROCESS_SECONDS, env=environment)
         if done.returncode:
             raise StoreError(done.stderr.strip() or f"exit code {done.returncode}")
         found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -273,7 +284,13 @@ class _Journey:
         waiting = metrics.get_stats().queue_size
         if waiting:
             raise StoreError(f"{waiting} records are still in the journal")
-        return "the start of a process that seals included"
+        return "the start of a process that ships included"
+
+    def _read_back(self, reader: "Reader") -> str:
+        if self._id is None or reader.get(self._id) is None:
+            raise StoreError("the record is not in the store")
+        info = reader.info()
+        return f"{info.stored:,} records, {info.bytes / 1024**2:,.1f} MiB in {info.url}"
 
     def _read_parquet(self) -> str:
         from pyarrow import parquet
