@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -55,6 +56,20 @@ URLS: Final = frozenset({"redis", "postgres", "broker"})
 
 PII_ACTIONS: Final = ("mask", "reject", "allow")
 
+BROKERS: Final = frozenset(
+    (
+        *("amqp", "amqps", "pyamqp", "librabbitmq", "redis", "rediss", "sentinel", "memory", "filesystem", "sqs"),
+        *("confluentkafka", "kafka", "mongodb", "zookeeper", "sqlalchemy", "sqla", "slmq", "qpid", "consul", "etcd"),
+        *("azurestoragequeues", "azureservicebus", "pyro", "gcpubsub", "pgmq"),
+    )
+)
+"""What the URL of a broker may begin with: what Celery knows by name. Others it imports by a name with dots."""
+
+# As the drivers have them, who tell capitals from small letters.
+_REDIS_URL: Final = re.compile(r"(redis|rediss|unix)://").match
+_POSTGRES_URL: Final = re.compile(r"postgres(ql)?://|\s*\w+\s*=").match
+_BROKER_URL: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9.-]*)(\+[A-Za-z0-9+.-]+)?://").match
+
 # What leads from one URL of a list to the next: a password and a list of hosts may hold a comma too.
 _BETWEEN_URLS: Final = re.compile(r",\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -91,13 +106,36 @@ def _from_json(text: str) -> object:
         raise ValueError("begins like JSON and is none") from None
 
 
+def _check_redis(url: SecretStr) -> SecretStr:
+    if not _REDIS_URL(url.get_secret_value()):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return url
+
+
+def _check_postgres(url: SecretStr) -> SecretStr:
+    if not _POSTGRES_URL(url.get_secret_value()):
+        raise ValueError("must begin with postgresql:// or postgres://, or be host=… dbname=…")
+    return url
+
+
+def _check_broker(url: SecretStr) -> SecretStr:
+    kinds = [_BROKER_URL(part) for part in url.get_secret_value().split(";")]
+    if not all(kind and (kind[1].lower() in BROKERS or "." in kind[1]) for kind in kinds):
+        raise ValueError("must begin with amqp://, redis:// or another kind of broker that Celery knows")
+    return url
+
+
 def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)]
-Urls = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed_urls)]
+RedisUrls = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_redis)], ...], BeforeValidator(_listed_urls)]
+PostgresUrls = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_check_postgres)], ...], BeforeValidator(_listed_urls)
+]
+BrokerUrl = Annotated[SecretStr, AfterValidator(_check_broker)]
 Days = Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)]
 
 
@@ -137,9 +175,9 @@ class Settings(BaseModel):
     collect_seconds: float = Field(
         5.0, ge=0.1, le=86_400, allow_inf_nan=False, description="Seconds between two looks of a collector."
     )
-    redis: Urls = Field((), description="URLs of the Redis servers that are followed.")
-    postgres: Urls = Field((), description="URLs of the PostgreSQL databases that are followed.")
-    broker: SecretStr | None = Field(None, description="URL of the broker of Celery.")
+    redis: RedisUrls = Field((), description="URLs of the Redis servers that are followed.")
+    postgres: PostgresUrls = Field((), description="URLs of the PostgreSQL databases that are followed.")
+    broker: BrokerUrl | None = Field(None, description="URL of the broker of Celery.")
     queues: Texts = Field((), description="Queues of Celery whose depth is followed.")
     retention_days: Days = Field(
         30.0, description="Older records are forgotten by the server, after so many days; 0 keeps them all."

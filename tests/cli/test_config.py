@@ -84,6 +84,18 @@ def test_what_is_not_valid_is_said_without_the_value(tallymark: Program, command
     assert CANARY not in error
 
 
+@pytest.mark.parametrize("command", [["config", "show"], ["serve"]])
+@pytest.mark.parametrize("name", ["redis", "postgres", "broker"])
+def test_a_url_of_another_kind_is_said_without_it(tallymark: Program, command: list[str], name: str) -> None:
+    variable = f"TALLYMARK_{name.upper()}"
+    tallymark.environment = {variable: f"http://u:{CANARY}@h"}
+    error = tallymark(*command, code=1).stderr
+    assert error.startswith(f"error: {name}")
+    assert "must begin with" in error
+    assert error.endswith(f"(environment variable {variable})\n")
+    assert CANARY not in error
+
+
 def test_a_misspelled_name_has_a_hint(tallymark: Program) -> None:
     write(tallymark, f'sevice = "{CANARY}"')
     error = tallymark("config", "show", code=1).stderr
