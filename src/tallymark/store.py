@@ -1,8 +1,9 @@
 """What a store is: the contract, and how one is found by its URL."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -26,6 +27,9 @@ _KINDS: Final = {
     "json": ("json_files", "JsonFiles", "lake"),
 }
 """The module in tallymark.stores, the class in it, and the extra with the packages that it needs."""
+
+_ORIGIN: Final = "tallymark.origin"
+"""Under which an answer has it in the metadata of its schema."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,32 @@ class Maintenance:
     held: str | None = None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What an aggregation was computed from.
+
+    Attributes:
+        source: what was read: ``raw`` records, or which rollups beside them.
+        scanned: how many records were looked at one by one, at most; None where the store does not say.
+        relative_error: how far percentiles may be off, as a share of them; None where they are exact.
+    """
+
+    source: str = "raw"
+    scanned: int | None = None
+    relative_error: float | None = None
+
+
+def with_origin(table: "pa.Table", origin: Origin) -> "pa.Table":
+    """The answer to an aggregation, saying what it was computed from."""
+    return table.replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
+
+
+def origin_of(table: "pa.Table") -> Origin:
+    """What an answer says that it was computed from; records, where it does not say."""
+    said = (table.schema.metadata or {}).get(_ORIGIN.encode())
+    return Origin(**json.loads(said)) if said else Origin()
+
+
 class Store(ABC):
     """Where records are kept. Every method may be called from any thread.
 
@@ -104,6 +134,7 @@ class Store(ABC):
         The columns are those of ``query.output``: ``window_start`` (int64, ns) where the query has a window,
         the group-by fields (``success`` bool, the others string), the aggregates by their names (``count``
         and ``last_timestamp`` int64, the others float64), and ``samples`` (int64), the records of the group.
+        What it was computed from goes along by :func:`with_origin`.
 
         Raises:
             QueryError: the query has no limit, and there are more rows than an answer may have.

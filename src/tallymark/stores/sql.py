@@ -152,13 +152,13 @@ def aggregate_sql(statement: Statement, records: str, query: Query) -> str:
     """
     keys = [f"k{number}" for number in range(len(query.keys))]
     inner = [
-        f"{_window(statement, query) if key == 'window_start' else statement.text(key)} AS {name}"
+        f"{window_sql(statement, query) if key == 'window_start' else statement.text(key)} AS {name}"
         for key, name in zip(query.keys, keys, strict=True)
     ]
     shares = [share for share in map(percentile, query.aggregates) if share is not None]
     partial, percentiles = statement.percentiles(shares) if shares else ("", [])
     inner += ["count(*) AS n", *_partials(statement, query), *([partial] if partial else [])]
-    outer = [*keys, *_finals(statement, query, percentiles), "n"]
+    outer = [*keys, *finals_sql(statement, query, percentiles), "n"]
     shown = ", ".join(f"{expression} AS c{number}" for number, expression in enumerate(outer))
     return (
         f"SELECT {shown} FROM ("
@@ -187,7 +187,8 @@ def check_rows(rows: int) -> None:
         raise QueryError(f"limit: the answer has more than {MAX_ROWS} rows; hint: {hint}")
 
 
-def _window(statement: Statement, query: Query) -> str:
+def window_sql(statement: Statement, query: Query) -> str:
+    """When the window of a record begins."""
     window = statement.bind(query.window)
     return f"{statement.quotient('timestamp', window)} * {window}"
 
@@ -198,7 +199,7 @@ def _partials(statement: Statement, query: Query) -> list[str]:
     return list(dict.fromkeys(needed))
 
 
-def _finals(statement: Statement, query: Query, percentiles: list[str]) -> list[str]:
+def finals_sql(statement: Statement, query: Query, percentiles: list[str]) -> list[str]:
     """The aggregates in their order, from what was computed."""
     finals = []
     remaining = iter(percentiles)
