@@ -405,10 +405,12 @@ def log(folder: Path) -> Iterator[Path]:
     """The structured log of the folder, with what the tests and what tallymark says."""
     file = folder / "logs" / "metrics.jsonl"
     loggers = [logger, logging.getLogger("tallymark.events")]
+    levels = [each.level for each in loggers]
     handlers = [install(file, logging.DEBUG, each) for each in loggers]
     yield file
-    for each, handler in zip(loggers, handlers, strict=True):
+    for each, handler, level in zip(loggers, handlers, levels, strict=True):
         each.removeHandler(handler)
+        each.setLevel(level)
         handler.close()
 
 
