@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from kombu.transport import TRANSPORT_ALIASES
 from settings_page import PAGE, page
 
+from tallymark import Metrics
 from tallymark.config import BROKERS, OTHER_NAMES, Settings, settings
 from tallymark.errors import ConfigError
 from tallymark.location import mask_url
+from tallymark.recorder import OFF
 
 CANARY = "canary5ecret"
 SECRETS = ("keys", "redis", "postgres", "broker", "pseudonym_key")
@@ -206,6 +208,21 @@ def test_where_the_log_goes(tmp_path: Path) -> None:
     elsewhere = Settings(store="postgresql://u:p@h/d").log_path
     assert elsewhere == Settings(store="postgresql://u:changed@h/d").log_path
     assert elsewhere != Settings(store="postgresql://u@h/e").log_path
+
+
+@pytest.mark.parametrize(
+    ("words", "is_on"),
+    [(sorted(OFF), False), ([" off ", "FALSE\n", "No"], False), (["true", "t", "1", "yes", "Y", "on", " ON "], True)],
+)
+@pytest.mark.parametrize("variable", ["TALLYMARK_ENABLED", "ENABLE_METRICS"])
+def test_settings_and_recorder_read_a_switch_alike(
+    variable: str, words: list[str], is_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in words:
+        monkeypatch.setenv(variable, word)
+        assert (Settings().enabled, Metrics("./metrics").enabled) == (is_on, is_on), word
+        monkeypatch.setenv("TALLYMARK_RAW_IDS", word)
+        assert Settings().raw_ids == is_on
 
 
 @pytest.mark.parametrize(

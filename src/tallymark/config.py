@@ -33,6 +33,7 @@ from tallymark.errors import ConfigError
 from tallymark.location import MASK, STATE_VARIABLE, local_folder, mask_url, shown
 from tallymark.model import MAX_NAME_LENGTH
 from tallymark.privacy import RULES
+from tallymark.recorder import is_off
 
 PREFIX: Final = "TALLYMARK_"
 FILE: Final = "tallymark.toml"
@@ -106,6 +107,13 @@ def _from_json(text: str) -> object:
         raise ValueError("begins like JSON and is none") from None
 
 
+def _switched(value: object) -> object:
+    """A switch as the recorder reads it, which has no settings."""
+    if not isinstance(value, str):
+        return value
+    return False if is_off(value) else value.strip()
+
+
 def _check_redis(url: SecretStr) -> SecretStr:
     if not _REDIS_URL(url.get_secret_value()):
         raise ValueError("must begin with redis://, rediss:// or unix://")
@@ -129,6 +137,7 @@ def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+Switch = Annotated[bool, BeforeValidator(_switched)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)]
 RedisUrls = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_redis)], ...], BeforeValidator(_listed_urls)]
@@ -150,7 +159,7 @@ class Settings(BaseModel):
     # Not pydantic-settings: it does not say where a value came from, and its import alone takes twice that of pydantic.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    enabled: bool = Field(True, description="Whether anything is recorded at all.")
+    enabled: Switch = Field(True, description="Whether anything is recorded at all.")
     store: Annotated[str, Field(min_length=1), BeforeValidator(_path_text)] = Field(
         "./metrics", description="The folder, or the URL, that records go to and are read from."
     )
@@ -169,7 +178,7 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(
         8 * 1024 * 1024, ge=1, description="Largest body of a request to the server, packed and unpacked."
     )
-    collect_system: bool = Field(
+    collect_system: Switch = Field(
         True, description="Whether the server records CPU, memory, disk and network of its machine."
     )
     collect_seconds: float = Field(
@@ -194,7 +203,7 @@ class Settings(BaseModel):
         "them for each rule.",
     )
     pseudonym_key: SecretStr | None = Field(None, description="The key that ids of users become pseudonyms with.")
-    raw_ids: bool = Field(False, description="Whether ids of users are stored as they are.")
+    raw_ids: Switch = Field(False, description="Whether ids of users are stored as they are.")
     slow_stage_ms: float = Field(
         10_000, gt=0, allow_inf_nan=False, description="The mean duration (ms) from which a stage is called slow."
     )

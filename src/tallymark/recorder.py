@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 SYNC_SECONDS: Final = 1.0
 """How often the journal is brought to the disk: what a power cut can cost."""
 
+OFF: Final = frozenset(("false", "f", "0", "no", "n", "off"))
+"""The words of the environment that switch off."""
+
 NOT_RUNNING: Final = "the recorder is not running: call start(), or use it in a with block"
 
 
@@ -110,7 +113,7 @@ class Metrics:
             ``"mask"`` them, ``"reject"`` the record, or ``"allow"`` them; or one of these for each rule.
         enabled: whether anything is done at all. Switched off, every method returns what it otherwise would, checks
             nothing and makes no file, folder or thread. By default the environment says: ``TALLYMARK_ENABLED``, else
-            ``ENABLE_METRICS``, is ``false``, ``0``, ``no`` or ``off``.
+            ``ENABLE_METRICS``, is a word of :data:`OFF`, such as ``false``.
         clock: where time comes from.
 
     Attributes:
@@ -493,9 +496,13 @@ class Metrics:
         done.release()
 
 
+def is_off(word: str) -> bool:
+    """Whether a word of the environment switches off; the settings read theirs so, too."""
+    return word.strip().lower() in OFF
+
+
 def _enabled_by_environment() -> bool:
-    said = os.environ.get("TALLYMARK_ENABLED") or os.environ.get("ENABLE_METRICS") or ""
-    return said.strip().lower() not in ("false", "0", "no", "off")
+    return not is_off(os.environ.get("TALLYMARK_ENABLED") or os.environ.get("ENABLE_METRICS") or "")
 
 
 def _program_name() -> str:
