@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tallymark.location import absolute
 from tallymark.query import Filter, Query
-from tallymark.reader import Reader
+from tallymark.reader import Answer, Reader
 
 SECOND = 1_000_000_000
 
@@ -113,6 +113,25 @@ def nice_window(duration: int, points: int = MAX_POINTS) -> int:
     return -(-duration // (points * weeks)) * weeks
 
 
+class Asked:
+    """A reader that remembers how far percentiles in its answers may be off.
+
+    Attributes:
+        percentile_error: the most of all answers so far, as a share; None while all are exact.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.percentile_error: float | None = None
+        self._reader = reader
+
+    def query(self, **question: Any) -> Answer:
+        """As :meth:`tallymark.reader.Reader.query`."""
+        answer = self._reader.query(**question)
+        if answer.relative_error is not None:
+            self.percentile_error = max(answer.relative_error, self.percentile_error or 0.0)
+        return answer
+
+
 def overview(reader: Reader, span: Span, service: str | None = None) -> Figures:
     """Everything on the page but single metrics, of one service or of all of them.
 
@@ -123,6 +142,7 @@ def overview(reader: Reader, span: Span, service: str | None = None) -> Figures:
         QueryError, StoreError: as the reader does.
     """
     info = reader.info()
+    asked = Asked(reader)
     series = reader.series(since=span.start, until=span.end).rows()
     services = sorted({row["service"] for row in series})
     applications = [each for each in services if each != SERVER]
@@ -133,9 +153,9 @@ def overview(reader: Reader, span: Span, service: str | None = None) -> Figures:
         "t": span.times(),
         "services": services,
         "applications": applications,
-        "requests": _requests(reader, span, theirs),
-        "system": _system(reader, span, chosen),
-        "operations": _operations(reader, span, theirs),
+        "requests": _requests(asked, span, theirs),
+        "system": _system(asked, span, chosen),
+        "operations": _operations(asked, span, theirs),
         "series": _columns(
             (
                 row | {"last_timestamp": row["last_timestamp"].timestamp()}
@@ -153,14 +173,13 @@ def overview(reader: Reader, span: Span, service: str | None = None) -> Figures:
             "deleted": info.deleted,
             "bytes": info.bytes,
         },
+        "percentile_error": asked.percentile_error,
     }
 
 
 def _place(url: str) -> str:
     """A store as any program on this machine can name it."""
-    if "://" in url:
-        return url
-    return str(Path(url.removeprefix("lake:")).absolute())
+    return absolute(url).removeprefix("lake:")
 
 
 def chart(reader: Reader, span: Span, *, service: str, metric_type: str, name: str, unit: str) -> Figures:
@@ -168,13 +187,15 @@ def chart(reader: Reader, span: Span, *, service: str, metric_type: str, name: s
     series = {"service": service, "metric_type": metric_type, "name": name, "unit": unit}
     filters = tuple(Filter(field, "=", value) for field, value in series.items())
     aggregates = ("count", "avg", "min", "max", "sum", "last", "error_rate", *LATENCY)
-    windows = _windows(reader, span, aggregates, filters)
+    asked = Asked(reader)
+    windows = _windows(asked, span, aggregates, filters)
     return {
         "range": span.figures(),
-        "total": _total(reader, span, aggregates, filters),
+        "total": _total(asked, span, aggregates, filters),
         "t": span.times(),
         "rate": _rates(span, windows.get("count", [])),
         **windows,
+        "percentile_error": asked.percentile_error,
     }
 
 
@@ -201,7 +222,7 @@ def sparklines(reader: Reader, span: Span, names: Sequence[str], service: str | 
     }
 
 
-def _requests(reader: Reader, span: Span, filters: Filters) -> Figures:
+def _requests(reader: Asked, span: Span, filters: Filters) -> Figures:
     filters = (*filters, Filter("metric_type", "=", REQUESTS))
     aggregates = ("count", "error_rate", *LATENCY)
     windows = _windows(reader, span, aggregates, filters)
@@ -223,7 +244,7 @@ def _requests(reader: Reader, span: Span, filters: Filters) -> Figures:
     }
 
 
-def _operations(reader: Reader, span: Span, filters: Filters) -> Figures:
+def _operations(reader: Asked, span: Span, filters: Filters) -> Figures:
     fields = ("service", "metric_type", "name")
     aggregates = ("count", "sum", "avg", "error_rate", *LATENCY)
     answer = reader.query(
@@ -246,7 +267,7 @@ _DELTAS = ("disk_read_mb", "disk_write_mb", "network_sent_mb", "network_received
 _MEBIBYTE = 1 << 20
 
 
-def _system(reader: Reader, span: Span, filters: Filters) -> Figures:
+def _system(reader: Asked, span: Span, filters: Filters) -> Figures:
     """The machine: gauges in percent, traffic in bytes per second.
 
     Where several services watch a machine, their average is shown: they all see the same machine.
@@ -308,7 +329,7 @@ def _mean(columns: Sequence[Sequence[float | None]], length: int) -> list[float 
     return [sum(values) / len(values) if values else None for values in present]
 
 
-def _windows(reader: Reader, span: Span, aggregates: Sequence[str], filters: Filters) -> dict[str, list[Any]]:
+def _windows(reader: Asked, span: Span, aggregates: Sequence[str], filters: Filters) -> dict[str, list[Any]]:
     answer = reader.query(since=span.start, until=span.end, window=_duration(span), where=filters, agg=aggregates)
     length = len(span.times())
     columns: dict[str, list[Any]] = {name: [None] * length for name in aggregates}
@@ -319,7 +340,7 @@ def _windows(reader: Reader, span: Span, aggregates: Sequence[str], filters: Fil
     return columns
 
 
-def _total(reader: Reader, span: Span, aggregates: Sequence[str], filters: Filters) -> Figures | None:
+def _total(reader: Asked, span: Span, aggregates: Sequence[str], filters: Filters) -> Figures | None:
     """The aggregates over the whole span and the rate; ``None`` where nothing was recorded."""
     rows = reader.query(since=span.start, until=span.end, where=filters, agg=aggregates).rows()
     if not rows or not rows[0]["count"]:
