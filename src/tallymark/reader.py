@@ -11,7 +11,7 @@ import msgspec
 from tallymark.errors import QueryError
 from tallymark.query import MAX_ROWS, Cursor, Filter, Query
 from tallymark.record import COLUMNS, Record
-from tallymark.store import Store, StoreInfo, open_store
+from tallymark.store import Store, StoreInfo, open_store, origin_of
 
 # What needs the extra "lake" is imported where it is used; without it open_store says what to install.
 if TYPE_CHECKING:
@@ -34,16 +34,24 @@ class Answer:
 
     Attributes:
         samples: how many records the rows are made of.
-        exact: whether percentiles are exact.
-        source: what was read: ``raw`` records.
+        source: what was read: ``raw`` records, or ``10m, 1d rollups and raw``.
+        relative_error: how far percentiles may be off, as a share of them; None where they are exact. All other
+            figures always are.
+        scanned: how many records were looked at one by one, at most; None where the store does not say.
     """
 
-    exact = True
-    source = "raw"
-
     def __init__(self, query: Query, table: "pa.Table") -> None:
+        origin = origin_of(table)
         self.samples: int = sum(samples.as_py() for samples in table["samples"])
+        self.source = origin.source
+        self.relative_error = origin.relative_error
+        self.scanned = origin.scanned
         self._table = table.select(list(query.output[:-1]))
+
+    @property
+    def exact(self) -> bool:
+        """Whether percentiles are exact."""
+        return self.relative_error is None
 
     def __len__(self) -> int:
         return self._table.num_rows

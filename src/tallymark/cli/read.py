@@ -1,5 +1,6 @@
 """The commands that only read: ``query``, ``tail`` and ``info``."""
 
+import math
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,8 +136,16 @@ def _explain(answer: "Answer", rows: int, store: str, since: str) -> None:
     if len(answer) > rows:
         message(f"these are the first {rows:,} rows, there are more; hint: --limit N, or --json for all")
         return
-    size = f"{_counted(rows, 'row')} from {_counted(answer.samples, 'record')}"
-    message(f"{size}, {'exact' if answer.exact else 'percentiles approximate'}", "dim")
+    parts = [f"{_counted(rows, 'row')} from {_counted(answer.samples, 'record')}"]
+    if answer.relative_error is None:
+        parts.append("exact")
+    else:
+        parts.append(f"percentiles within {math.ceil(1_000 * answer.relative_error) / 10} %")
+    if answer.source != "raw":
+        parts.append(f"from {answer.source}")
+    elif answer.scanned is not None and answer.scanned > answer.samples:
+        parts.append(f"{answer.scanned:,} scanned")
+    message(", ".join(parts), "dim")
 
 
 def _counted(number: int, word: str) -> str:

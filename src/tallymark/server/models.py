@@ -164,7 +164,13 @@ class WindowPage(BaseModel):
     windows: list[Window]
     samples: int = Field(description="how many records they were computed from")
     exact: bool = Field(description="whether the percentiles are exact")
-    source: str = Field(examples=["raw"])
+    relative_error: float | None = Field(
+        description="how far percentiles may be off, as a share of them; null: they are exact"
+    )
+    source: str = Field(
+        description="what was read: `raw` records, or also rollups", examples=["raw", "1h, 1d rollups and raw"]
+    )
+    scanned: int | None = Field(description="how many records were looked at one by one, at most")
     truncated: bool = Field(description="whether there are more than `limit`")
 
 
@@ -183,7 +189,9 @@ class Columns(BaseModel):
                     "rows": 1,
                     "samples": 158,
                     "exact": True,
+                    "relative_error": None,
                     "source": "raw",
+                    "scanned": 20158,
                     "truncated": False,
                 }
             ]
@@ -194,7 +202,13 @@ class Columns(BaseModel):
     rows: int = Field(description="the length of each column")
     samples: int = Field(description="how many records they were computed from")
     exact: bool = Field(description="whether the percentiles are exact")
-    source: str
+    relative_error: float | None = Field(
+        description="how far percentiles may be off, as a share of them; null: they are exact"
+    )
+    source: str = Field(
+        description="what was read: `raw` records, or also rollups", examples=["raw", "1h, 1d rollups and raw"]
+    )
+    scanned: int | None = Field(description="how many records were looked at one by one, at most")
     truncated: bool = Field(description="whether there are more than `limit`")
 
 

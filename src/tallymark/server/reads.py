@@ -76,9 +76,7 @@ async def list_metrics(
         return json_response(
             {
                 "windows": rows[:limit],
-                "samples": answer.samples,
-                "exact": answer.exact,
-                "source": answer.source,
+                **_origin(answer),
                 "truncated": len(rows) > limit,
             }
         )
@@ -179,10 +177,19 @@ def _columns(answer: Answer, limit: int) -> dict[str, Any]:
     return {
         "columns": {name: values[:limit] for name, values in answer.columns().items()},
         "rows": min(len(answer), limit),
+        **_origin(answer),
+        "truncated": len(answer) > limit,
+    }
+
+
+def _origin(answer: Answer) -> dict[str, Any]:
+    """What an answer was computed from."""
+    return {
         "samples": answer.samples,
         "exact": answer.exact,
+        "relative_error": answer.relative_error,
         "source": answer.source,
-        "truncated": len(answer) > limit,
+        "scanned": answer.scanned,
     }
 
 

@@ -107,6 +107,7 @@ function show(snapshot) {
   showWarnings(books.update(ingest));
   tiles.update(snapshot);
   charts.update(snapshot);
+  setText(byId("percentile-note"), format.within(snapshot.percentile_error));
   showOperations(rowsOf(snapshot.operations));
   metrics.update(rowsOf(snapshot.series));
   setText(byId("metrics-count"), format.exact(snapshot.series.name.length));

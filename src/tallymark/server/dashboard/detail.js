@@ -86,6 +86,7 @@ export class Detail {
     const known = ([label]) => total !== null && (label !== "Error rate" || total.error_rate !== null);
     const figure = ([label, show]) => element("div", {}, element("dt", {}, label), element("dd", {}, show(total, unit)));
     byId("detail-figures").replaceChildren(...FIGURES.filter(known).map(figure));
+    setText(byId("detail-note"), format.within(chart.percentile_error));
     const times = timesOf(chart.range, chart.rate.length);
     const failing = chart.rate.map((rate, at) => (rate === null ? null : (rate * (chart.error_rate[at] ?? 0)) / 100));
     for (const each of this.#charts) each.update(times, { ...chart, failing }, chart.range);
@@ -119,6 +120,7 @@ export class Detail {
     this.#charts?.forEach((chart) => chart.destroy());
     this.#charts = null;
     byId("detail-figures").replaceChildren();
+    setText(byId("detail-note"), "");
     byId("detail-problem").hidden = true;
   }
 

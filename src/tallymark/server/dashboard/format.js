@@ -31,6 +31,11 @@ export function count(number) {
   return scaled(number, steps).join("");
 }
 
+/** How far percentiles may be off, a share, rounded up; nothing where they are exact. */
+export function within(error) {
+  return error === null ? "" : `percentiles within ${Math.ceil(1000 * error) / 10} %`;
+}
+
 /** Every digit, grouped: for counts that must be exact. */
 export function exact(number) {
   return number === null || number === undefined ? NONE : number.toLocaleString("en-US");
