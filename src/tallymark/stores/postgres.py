@@ -1,0 +1,431 @@
+"""PostgreSQL: records in partitions by day, written with binary COPY, together with the positions of the journals."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pgpq
+import psycopg
+import pyarrow as pa
+from psycopg import errors, sql
+
+from tallymark.batch import SCHEMA, Batch
+from tallymark.errors import RefusedError, StoreError
+from tallymark.location import shown
+from tallymark.model import RESERVED_TYPE
+from tallymark.query import Query
+from tallymark.store import Maintenance, Store, StoreInfo
+from tallymark.stores import postgres_parts as parts
+from tallymark.stores.deletion import by_day
+from tallymark.stores.fresh import fresh
+from tallymark.stores.postgres_link import Cursor, Link
+from tallymark.stores.postgres_parts import Part
+from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer, output_schema
+from tallymark.stores.retention import DAY_NS, Retention
+from tallymark.stores.sql import COLUMNS, aggregate_sql, check_rows, scan_sql
+
+REVISION: Final = "0001"
+"""The schema that this program knows. Newer ones only add, so it writes to those too."""
+
+REVISIONS: Final = Path(__file__).parent / "postgres_migrations"
+
+PATIENCE_SECONDS: Final = 60.0
+"""A server that is silent for so long is given up; but for what may take long."""
+
+QUERY_SECONDS: Final = 300.0
+"""The longest that a query may take."""
+
+LONG_SECONDS: Final = 1800.0
+"""The longest that it may take to write a batch, or to delete a day."""
+
+ATTEMPTS: Final = 5
+"""How often a batch is tried whose partitions are dropped just then."""
+
+CHUNK_ROWS: Final = 8192
+"""Rows that are encoded at a time."""
+
+LOCK_MILLISECONDS: Final = 2_000
+"""How long to wait for a lock that keeps others out."""
+
+MADE_AT_ONCE: Final = 50
+"""Partitions that are made in one transaction: it locks all of them."""
+
+_NO_STORE: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
+
+# Who writes deletes the journal next.
+_MADE_DURABLE: Final = (
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
+_FIRST_POSITIONS: Final = (
+    "INSERT INTO tallymark.positions SELECT journal, -1 FROM unnest(%s::text[]) AS journal "
+    'ORDER BY journal COLLATE "C" ON CONFLICT DO NOTHING'
+)
+_LOCKED_POSITIONS: Final = (
+    "SELECT journal, position FROM tallymark.positions WHERE journal = ANY(%s) ORDER BY journal FOR UPDATE"
+)
+_NEW_POSITIONS: Final = (
+    "UPDATE tallymark.positions SET position = new.position "
+    "FROM unnest(%s::text[], %s::bigint[]) AS new (journal, position) WHERE positions.journal = new.journal"
+)
+_MORE_ROWS: Final = (
+    "UPDATE tallymark.parts SET rows = parts.rows + new.rows "
+    "FROM unnest(%s::bigint[], %s::bigint[]) AS new (first, rows) WHERE parts.first = new.first"
+)
+_BOOKS: Final = """
+SELECT
+    (SELECT coalesce(sum(rows), 0)::bigint FROM tallymark.parts),
+    (SELECT count FROM tallymark.books WHERE name = 'deleted'),
+    (SELECT coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint
+     FROM pg_inherits WHERE inhparent = 'tallymark.records'::regclass)
+    + pg_total_relation_size('tallymark.positions') + pg_total_relation_size('tallymark.parts')
+"""
+_OWN_ROWS: Final = f"""
+SELECT name, metadata #>> '{{reason}}', count(*), sum(value)
+FROM {RECORDS} WHERE metric_type = '{RESERVED_TYPE}' GROUP BY 1, 2
+"""
+_INDEX_OF: Final = """
+SELECT relname FROM pg_inherits JOIN pg_index ON indexrelid = inhrelid JOIN pg_class ON pg_class.oid = indexrelid
+WHERE inhparent = 'tallymark.records_time'::regclass AND indrelid = %s::regclass
+"""
+
+
+class _NoPartition(Exception):
+    """There is none yet for some of the rows."""
+
+
+class _HasOthers(Exception):
+    """A partition does not go as a whole."""
+
+
+class Postgres(Store):
+    """The store behind ``postgresql://…``; see :class:`tallymark.store.Store`.
+
+    It has the schema ``tallymark`` of the database for itself. Any number of processes may read, write and maintain it,
+    also through a pooler that pools transactions.
+
+    Args:
+        place: its URL, password and all.
+        url: what is shown.
+        patience_seconds: a server that is silent for so long is given up, but for a query, which may take longer.
+
+    Raises:
+        ConfigError: the URL is none.
+    """
+
+    def __init__(self, place: str, *, url: str | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._url = url or shown(place)
+        self._link = Link(place, patience_seconds)
+        self._patience = patience_seconds
+        self._is_current = False
+
+    def write(self, batch: Batch) -> None:
+        """Keep a batch in one transaction."""
+        with _driver_errors("write to", self._url, refused=True):
+            self._see_to_schema()
+            for attempt in range(ATTEMPTS):
+                try:
+                    with self._link.transaction(seconds=LONG_SECONDS, silence=self._patience) as cursor:
+                        _write(cursor, batch)
+                except (_NoPartition, errors.CheckViolation):
+                    if attempt == ATTEMPTS - 1:
+                        raise StoreError(f"cannot write to {self._url}: its partitions are dropped again") from None
+                    self._make_parts(_days(batch.table))
+                else:
+                    return
+
+    def positions(self, journals: list[str]) -> dict[str, int]:
+        """How far each of these journals is stored."""
+        with self._reading() as cursor:
+            cursor.execute("SELECT journal, position FROM tallymark.positions WHERE journal = ANY(%s)", [journals])
+            return dict(cursor.fetchall())
+        return {}
+
+    def scan(self, query: Query) -> pa.Table:
+        """The records that match."""
+        statement = PostgresStatement()
+        with self._reading(QUERY_SECONDS) as cursor:
+            return answer(cursor, statement, scan_sql(statement, RECORDS, query), SCHEMA)
+        return SCHEMA.empty_table()
+
+    def aggregate(self, query: Query) -> pa.Table:
+        """The groups of the records that match."""
+        statement, schema = PostgresStatement(), output_schema(query)
+        with self._reading(QUERY_SECONDS) as cursor:
+            table = answer(cursor, statement, aggregate_sql(statement, RECORDS, query), schema)
+            check_rows(table.num_rows)
+            return table
+        return schema.empty_table()
+
+    def delete(self, query: Query) -> int:
+        """Forget what matches, a partition at a time; one that goes as a whole is dropped."""
+        condition = by_day(query)
+        deleted = 0
+        with _driver_errors("delete from", self._url), contextlib.suppress(*_NO_STORE):
+            with self._link.transaction("READ ONLY") as cursor:
+                found = parts.find(cursor, query.start, query.end, rows=True)
+            for part in found:
+                deleted += self._delete_from(part, condition)
+        return deleted
+
+    def info(self) -> StoreInfo:
+        """What is stored, dropped and deleted. Bytes are those of the tables with their indexes."""
+        with self._reading() as cursor:
+            cursor.execute(_BOOKS)
+            ((rows, deleted, size),) = cursor.fetchall()
+            cursor.execute(_OWN_ROWS)
+            dropped = Counter[str]()
+            for name, reason, count, total in cursor.fetchall():
+                rows -= count
+                if name == "dropped":
+                    dropped[reason] += int(total)
+            return StoreInfo(self._url, rows, 0, dict(dropped), size, deleted)
+        return StoreInfo(self._url, 0, 0, {}, 0, 0)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._link.close()
+
+    def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
+        """Make the partitions of the next days, delete what is too old, drop old partitions that are empty."""
+        today = now // DAY_NS * DAY_NS
+        with _driver_errors("maintain", self._url), contextlib.suppress(*_NO_STORE):
+            with self._link.transaction("READ ONLY") as cursor:
+                ahead = [today + number * DAY_NS for number in range(parts.AHEAD + 1)]
+                some_missing = bool(parts.missing(parts.find(cursor, today), ahead, today))
+                empty = parts.find(cursor, None, today - DAY_NS, rows=False)
+            if some_missing:
+                self._make_parts(ahead, today)
+            for part in empty:
+                self._drop(part)
+        return super().maintain(now, retention, strays=strays)
+
+    def purge(self, now: int, *, strays: bool = False) -> list[str]:
+        """Write the partitions anew from which single rows were deleted."""
+        problems = []
+        with _driver_errors("purge", self._url), contextlib.suppress(*_NO_STORE):
+            with self._link.transaction("READ ONLY") as cursor:
+                cursor.execute("SELECT name FROM tallymark.parts WHERE has_gaps ORDER BY name")
+                names = [name for (name,) in cursor.fetchall()]
+            for name in names:
+                try:
+                    self._write_anew(name)
+                except errors.LockNotAvailable:
+                    problems.append(f"{self._url}: the partition {name} is in use; try again")
+        return problems
+
+    # -- the schema ------------------------------------------------------------------------------------------
+
+    def _see_to_schema(self) -> None:
+        """Make the schema, or upgrade it, where it is behind this program."""
+        if self._is_current:
+            return
+        found = None
+        with contextlib.suppress(*_NO_STORE), self._link.transaction("READ ONLY") as cursor:
+            cursor.execute("SELECT version_num FROM tallymark.alembic_version")
+            found = cursor.fetchone()
+        if found is None or found[0] < REVISION:
+            self._upgrade()
+        self._is_current = True
+
+    def _upgrade(self) -> None:
+        # Both are loaded here only; see schema.py.
+        from sqlalchemy import NullPool, create_engine, text
+
+        from tallymark.stores.schema import upgrade
+
+        engine = create_engine("postgresql+psycopg://", creator=self._link.connect, poolclass=NullPool)
+        with engine.begin() as connection:
+            for setting, value in (
+                ("search_path", "pg_catalog"),
+                ("lock_timeout", f"{self._patience / 2:.3f}s"),
+                ("statement_timeout", f"{self._patience * 0.9:.3f}s"),
+            ):
+                connection.execute(
+                    text("SELECT set_config(:setting, :value, true)"), {"setting": setting, "value": value}
+                )
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": parts.LOCK})
+            # A role that may not make schemas can use one that somebody else has made for it.
+            if connection.execute(text("SELECT to_regnamespace('tallymark') IS NULL")).scalar():
+                connection.execute(text("CREATE SCHEMA tallymark"))
+            upgrade(connection, REVISIONS, "tallymark")
+        engine.dispose()
+
+    # -- partitions ------------------------------------------------------------------------------------------
+
+    def _make_parts(self, days: Sequence[int], today: int | None = None) -> None:
+        today = time.time_ns() // DAY_NS * DAY_NS if today is None else today
+        for first in range(0, len(days), MADE_AT_ONCE):
+            with self._link.transaction() as cursor:
+                parts.make(cursor, days[first : first + MADE_AT_ONCE], today)
+
+    def _delete_from(self, part: Part, query: Query) -> int:
+        """Delete what matches in one partition: all that it has at once, where all of it does."""
+        covered = (query.start or 0) <= part.first and (query.end is None or part.until <= query.end)
+        if covered and not self._has_others(part, query):
+            # Unless a long query holds it, or somebody has written to it meanwhile.
+            with contextlib.suppress(errors.LockNotAvailable, _HasOthers):
+                deleted = self._empty(part, query)
+                self._drop(part)
+                return deleted
+        statement = PostgresStatement()
+        with self._link.transaction(seconds=LONG_SECONDS) as cursor:
+            where = f"{_inside(statement, part)} AND {statement.where(query)}"
+            cursor.execute(f"DELETE FROM {RECORDS} WHERE {where}", statement.parameters)
+            deleted = cursor.rowcount
+            if deleted:
+                cursor.execute(
+                    "UPDATE tallymark.parts SET rows = rows - %s, has_gaps = true WHERE first = %s",
+                    [deleted, part.first],
+                )
+                _count_deleted(cursor, deleted)
+        return deleted
+
+    def _has_others(self, part: Part, query: Query) -> bool:
+        """Whether a partition has records that do not match."""
+        with self._link.transaction("READ ONLY", seconds=LONG_SECONDS) as cursor:
+            return _has_others(cursor, part, query)
+
+    def _empty(self, part: Part, query: Query) -> int:
+        """Empty a partition in which everything matches. It stops nobody but those who need this very partition."""
+        table = sql.Identifier("tallymark", part.name)
+        with self._link.transaction(seconds=LONG_SECONDS) as cursor:
+            _wait_briefly(cursor)
+            cursor.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(table))
+            if _has_others(cursor, part, query):
+                raise _HasOthers
+            cursor.execute("SELECT rows FROM tallymark.parts WHERE first = %s FOR UPDATE", [part.first])
+            ((rows,),) = cursor.fetchall()
+            cursor.execute(sql.SQL("TRUNCATE ONLY {}").format(table))
+            cursor.execute("UPDATE tallymark.parts SET rows = 0, has_gaps = false WHERE first = %s", [part.first])
+            _count_deleted(cursor, rows)
+        return int(rows)
+
+    def _drop(self, part: Part) -> None:
+        """Drop a partition, if it is empty. That stops everybody for a moment; where it would have to wait for others,
+        it is left for the next time.
+        """
+        table = sql.Identifier("tallymark", part.name)
+        with contextlib.suppress(errors.LockNotAvailable, *_NO_STORE), self._link.transaction() as cursor:
+            _wait_briefly(cursor)
+            cursor.execute(f"LOCK TABLE ONLY {RECORDS} IN ACCESS EXCLUSIVE MODE")
+            cursor.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(table))
+            cursor.execute(sql.SQL("SELECT FROM {} LIMIT 1").format(table))
+            if not cursor.fetchall():
+                cursor.execute("DELETE FROM tallymark.parts WHERE first = %s", [part.first])
+                cursor.execute(sql.SQL("DROP TABLE {}").format(table))
+
+    def _write_anew(self, name: str) -> None:
+        """Give back what was deleted from a partition. VACUUM FULL would do the same, but not in a transaction, so that
+        nothing could keep it from waiting for its lock, and others for it.
+        """
+        with self._link.transaction(seconds=LONG_SECONDS) as cursor:
+            _wait_briefly(cursor)
+            cursor.execute(_INDEX_OF, [f"tallymark.{name}"])
+            ((index,),) = cursor.fetchall()
+            cursor.execute(
+                sql.SQL("CLUSTER {} USING {}").format(sql.Identifier("tallymark", name), sql.Identifier(index))
+            )
+            cursor.execute("UPDATE tallymark.parts SET has_gaps = false WHERE name = %s", [name])
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _reading(self, seconds: float | None = None) -> Iterator[Cursor]:
+        """A look at one instant. Where there is no store yet, the rest of the block is left out."""
+        mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        with (
+            _driver_errors("read", self._url),
+            contextlib.suppress(*_NO_STORE),
+            self._link.transaction(mode, seconds=seconds) as cursor,
+        ):
+            yield cursor
+
+
+def _write(cursor: Cursor, batch: Batch) -> None:
+    """Keep what is not stored yet. Who writes the same journals meanwhile waits for the end of this transaction.
+
+    Raises:
+        _NoPartition: there is none for some of the rows.
+    """
+    cursor.execute(_MADE_DURABLE)
+    names = sorted(batch.positions)
+    # A row for each, so that there is one to lock.
+    cursor.execute(_FIRST_POSITIONS, [names])
+    cursor.execute(_LOCKED_POSITIONS, [names])
+    new = fresh(batch, {journal: position for journal, position in cursor.fetchall() if position >= 0})
+    if not new.positions and not new.table.num_rows:
+        return
+    table = new.table.select(SCHEMA.names).sort_by("timestamp")
+    rows = _rows_by_part(cursor, table["timestamp"].to_numpy())
+    if rows:
+        _copy(cursor, table)
+    cursor.execute(_NEW_POSITIONS, [list(new.positions), list(new.positions.values())])
+    # Last, and in one order everywhere: other batches of the same day wait for this.
+    cursor.execute("SELECT FROM tallymark.parts WHERE first = ANY(%s) ORDER BY first FOR UPDATE", [list(rows)])
+    cursor.execute(_MORE_ROWS, [list(rows), list(rows.values())])
+
+
+def _rows_by_part(cursor: Cursor, timestamps: "np.ndarray[Any, Any]") -> dict[int, int]:
+    """How many of some sorted timestamps are in which partition, by where that begins."""
+    if not len(timestamps):
+        return {}
+    found = parts.find(cursor, int(timestamps[0]), int(timestamps[-1]) + 1)
+    bounds = np.searchsorted(timestamps, [bound for part in found for bound in (part.first, part.until)])
+    rows = {part.first: int(end - start) for part, start, end in zip(found, bounds[::2], bounds[1::2], strict=True)}
+    if sum(rows.values()) < len(timestamps):
+        raise _NoPartition
+    return {first: count for first, count in rows.items() if count}
+
+
+def _copy(cursor: Cursor, table: pa.Table) -> None:
+    encoder = pgpq.ArrowToPostgresBinaryEncoder(table.schema)
+    with cursor.copy(f"COPY {RECORDS} ({COLUMNS}) FROM STDIN (FORMAT binary)") as copy:
+        copy.write(encoder.write_header())
+        for rows in table.to_batches(max_chunksize=CHUNK_ROWS):
+            copy.write(encoder.write_batch(rows))
+        copy.write(encoder.finish())
+
+
+def _days(table: pa.Table) -> list[int]:
+    """The beginnings of the days of some rows."""
+    return [int(day) * DAY_NS for day in np.unique(table["timestamp"].to_numpy() // DAY_NS)]
+
+
+def _inside(statement: PostgresStatement, part: Part) -> str:
+    """The condition that a record is in a partition; by its time, which any role may ask for that may read records."""
+    return f"timestamp >= {statement.bind(part.first)} AND timestamp < {statement.bind(part.until)}"
+
+
+def _has_others(cursor: Cursor, part: Part, query: Query) -> bool:
+    """Whether a partition has records that do not match."""
+    statement = PostgresStatement()
+    where = f"{_inside(statement, part)} AND NOT ({statement.where(query)})"
+    cursor.execute(f"SELECT EXISTS (SELECT FROM {RECORDS} WHERE {where})", statement.parameters)
+    ((found,),) = cursor.fetchall()
+    return bool(found)
+
+
+def _count_deleted(cursor: Cursor, rows: int) -> None:
+    cursor.execute("UPDATE tallymark.books SET count = count + %s WHERE name = 'deleted'", [rows])
+
+
+def _wait_briefly(cursor: Cursor) -> None:
+    """For locks that keep everybody out; while one is waited for, others wait too."""
+    cursor.execute(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
+
+
+@contextlib.contextmanager
+def _driver_errors(doing: str, url: str, *, refused: bool = False) -> Iterator[None]:
+    """What the driver raises as StoreError; or as RefusedError, where it is about the rows."""
+    try:
+        yield
+    except psycopg.Error as error:
+        # Without what follows the first line: it may show a row.
+        reason = error.diag.message_primary or (str(error).splitlines() or [type(error).__name__])[0]
+        about_rows = refused and isinstance(error, psycopg.DataError | psycopg.IntegrityError)
+        kind = RefusedError if about_rows else StoreError
+        raise kind(f"cannot {doing} {url}: {reason}") from error

@@ -1,0 +1,7 @@
+"""What Alembic runs before the revisions."""
+
+from alembic import context
+
+from tallymark.stores.schema import run
+
+run(context)
