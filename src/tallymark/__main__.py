@@ -1,16 +1,28 @@
 """The program ``tallymark``; also ``python -m tallymark``."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from tallymark.without_pandas import keep_pandas_out
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line. Where a library is missing: say what to install, exit code 2."""
-    keep_pandas_out()
+    # An exception in the middle of an import comes out as anything, with a traceback: until there is something that
+    # could be left half done, Ctrl-C ends the program at once. Where it is ignored (nohup) it stays so.
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_ours:
+        signal.signal(signal.SIGINT, _end)
     try:
+        from tallymark.without_pandas import keep_pandas_out
+
+        keep_pandas_out()
         from tallymark.cli import app
 
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         app(prog_name="tallymark")
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
@@ -22,7 +34,16 @@ def main() -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        # What Python makes of Ctrl-C while a command's imports define a class.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
+        raise
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

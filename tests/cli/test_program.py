@@ -90,3 +90,45 @@ def test_a_file_that_cannot_be_written_is_one_line(tallymark: Program, shop: Pat
     (shop / "journals" / ".shipping-turn").mkdir(parents=True)  # root may write wherever permissions forbid it
     done = tallymark("erase", "--session", "x", "--yes", code=1)
     assert done.stderr.splitlines()[-1].startswith("error: [Errno 21] Is a directory: ")
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Held:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGINT)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            if {in_class}:
+                type("Class", (), {{"held": Held()}})
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["tallymark", "query", "nowhere"]
+from tallymark.__main__ import main
+"""
+"""Ctrl-C at the moment at which a module is imported, or while it defines a class."""
+
+MOMENTS = ["tallymark.without_pandas", "typer", "tallymark.cli", "tallymark.cli.keep", "tallymark.cli.output"]
+
+
+def interrupt(tmp_path: Path, module: str, in_class: bool, first: str = "") -> tuple[int, str, str]:
+    code = f"{INTERRUPTED.format(module=module, in_class=in_class)}\n{first}\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("in_class", [False, True])
+@pytest.mark.parametrize("module", MOMENTS)
+def test_ctrl_c_while_it_starts_is_silent(tmp_path: Path, module: str, in_class: bool) -> None:
+    assert interrupt(tmp_path, module, in_class) == (130, "", "")
+
+
+def test_ctrl_c_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    first = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    code, _, error = interrupt(tmp_path, "typer", False, first)
+    assert (code, error[:32]) == (1, "error: there is no store at 'now")
