@@ -211,7 +211,7 @@ class Query:
         for aggregate in self.aggregates:
             if aggregate not in AGGREGATES and percentile(aggregate) is None:
                 known = ", ".join(AGGREGATES)
-                raise QueryError(f"agg: there is no {_short(aggregate)}; use {known}, p50, p99.9")
+                raise QueryError(f"agg: there is no {shortened(aggregate)}; use {known}, p50, p99.9")
         if self.aggregates:
             self._check_aggregation()
         else:
@@ -224,7 +224,7 @@ class Query:
             raise QueryError("agg: rate needs since or window, to know the seconds to divide by")
         for field in self.order_by:
             if field.removeprefix("-") not in self.output:
-                raise QueryError(f"order_by: {_short(field)} is not in the answer: {', '.join(self.output)}")
+                raise QueryError(f"order_by: {shortened(field)} is not in the answer: {', '.join(self.output)}")
 
     def _check_scan(self) -> None:
         if self.window is not None or self.group_by:
@@ -331,11 +331,11 @@ def metadata_path(field: str) -> tuple[str, ...] | None:
     while place < len(field):
         part = _PATH_PART.match(field, place + 1) if field[place] == "." else None
         if part is None:
-            raise QueryError(f'{_short(field)}: write metadata.a.b, or metadata."a.b" where a key has a dot')
+            raise QueryError(f'{shortened(field)}: write metadata.a.b, or metadata."a.b" where a key has a dot')
         keys.append(_json_string(part[0], "field") if part[0].startswith('"') else part[0])
         place = part.end()
     if len(keys) > MAX_METADATA_DEPTH:
-        raise QueryError(f"{_short(field)}: at most {MAX_METADATA_DEPTH} keys deep")
+        raise QueryError(f"{shortened(field)}: at most {MAX_METADATA_DEPTH} keys deep")
     return tuple(keys)
 
 
@@ -344,10 +344,10 @@ def check_field(field: object, columns: frozenset[str], part: str) -> str:
     if not isinstance(field, str):
         raise QueryError(f"{part}: a field is a string, not {type(field).__name__}")
     if _clean(field, part) != field:
-        raise QueryError(f"{part}: {_short(field)} holds half a surrogate pair or NUL")
+        raise QueryError(f"{part}: {shortened(field)} holds half a surrogate pair or NUL")
     if field not in columns and metadata_path(field) is None:
         known = ", ".join(sorted(columns))
-        raise QueryError(f"{part}: there is no field {_short(field)}; use {known}, or metadata.KEY")
+        raise QueryError(f"{part}: there is no field {shortened(field)}; use {known}, or metadata.KEY")
     return field
 
 
@@ -356,6 +356,12 @@ def percentile(aggregate: str) -> float | None:
     found = _PERCENTILE.fullmatch(aggregate)
     # Decimal: 99.9 / 100 is not 0.999 in floating point.
     return None if found is None else float(Decimal(found[1]) / 100)
+
+
+def shortened(value: object) -> str:
+    """A value as an error shows it: on one line, and not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _conditions(where: Where, now: int) -> list[Filter]:
@@ -388,7 +394,7 @@ def _condition(text: object, now: int) -> Filter:
     """One condition as people type it."""
     found = _CONDITION.fullmatch(text) if isinstance(text, str) else None
     if found is None:
-        raise QueryError(f"where: {_short(text)} is no condition; use FIELD=VALUE with one of = != < <= > >=")
+        raise QueryError(f"where: {shortened(text)} is no condition; use FIELD=VALUE with one of = != < <= > >=")
     field = check_field(found[1].strip(), FILTER_COLUMNS, "where")
     operator = "=" if found[2] == "==" else found[2]
     return Filter(field, cast(Op, operator), _literal(field, found[3].strip(), now))
@@ -449,7 +455,7 @@ def _identifier(text: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise QueryError(f"where id: {_short(text)} is no UUID") from None
+        raise QueryError(f"where id: {shortened(text)} is no UUID") from None
 
 
 def _names(value: Iterable[str], part: str) -> tuple[str, ...]:
@@ -468,8 +474,3 @@ def _distinct(part: str, values: Iterable[str], most: int) -> None:
         raise QueryError(f"{part}: names one thing twice")
     if len(values) > most:
         raise QueryError(f"{part}: at most {most}, not {len(values)}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"

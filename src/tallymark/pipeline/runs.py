@@ -11,7 +11,7 @@ from typing import Any, Final
 from tallymark.errors import QueryError
 from tallymark.model import MAX_TIMESTAMP
 from tallymark.pipeline.metrics import Bottleneck, CacheMetrics, ResourceMetrics, StageMetrics, find_bottleneck
-from tallymark.query import MAX_FILTER_VALUES, Filter
+from tallymark.query import MAX_FILTER_VALUES, Filter, shortened
 from tallymark.reader import Reader
 from tallymark.record import Record
 from tallymark.times import Time
@@ -81,9 +81,9 @@ def find_run(reader: Reader, text: str) -> Run:
     else:
         found = _beginning_with(reader, text)
     if not found:
-        raise QueryError(f"run: there is no run {_short(text)}; hint: tallymark runs lists them")
+        raise QueryError(f"run: there is no run {shortened(text)}; hint: tallymark runs lists them")
     if len(found) > 1:
-        raise QueryError(f"run: several runs begin with {_short(text)}: {', '.join(map(_short, found[:3]))} …")
+        raise QueryError(f"run: several runs begin with {shortened(text)}: {', '.join(map(shortened, found[:3]))} …")
     return _load(reader, found)[0]
 
 
@@ -117,9 +117,9 @@ def read_file(path: Path) -> Run:
             is_stored=False,
         )
     except OSError as error:
-        raise QueryError(f"run: {_short(path)} cannot be read: {error.strerror}") from error
+        raise QueryError(f"run: {shortened(str(path))} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise QueryError(f"run: {_short(path)} is no file that export_json wrote") from error
+        raise QueryError(f"run: {shortened(str(path))} is no file that export_json wrote") from error
 
 
 def stage_percentiles(reader: Reader, run: Run, names: Iterable[str]) -> dict[str, dict[str, float]]:
@@ -266,8 +266,3 @@ def _seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e300:
         raise ValueError("no duration")
     return float(value)
-
-
-def _short(value: object) -> str:
-    text = repr(str(value))
-    return text if len(text) <= 80 else text[:77] + "…"
