@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sees to it that the tests find Redis, RabbitMQ and PostgreSQL, of which they start servers of their own. Installs
+# Sees to it that the tests find Redis, RabbitMQ, PostgreSQL and pgbouncer: they start servers of their own. Installs
 # Debian's when it may; where it may not, the tests skip and say so, except with CI set: there a missing one is a failure.
 set -euo pipefail
 
@@ -7,6 +7,7 @@ missing() {
     command -v redis-server >/dev/null || echo redis-server
     command -v rabbitmq-server >/dev/null || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || echo rabbitmq-server
     command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
+    command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || echo pgbouncer
 }
 
 packages=$(missing)

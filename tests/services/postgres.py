@@ -58,7 +58,7 @@ def postgres_replica(primary: str, *settings: str) -> Iterator[str]:
 def run_as_server(command: list[str]) -> None:
     """Run one of PostgreSQL's programs to its end, as the user that the servers run as."""
     program = find_program(command[0], *(str(folder / command[0]) for folder in PROGRAMS))
-    done = subprocess.run([*_user(), program, *command[1:]], cwd="/", capture_output=True, text=True, check=False)
+    done = subprocess.run([*as_server(), program, *command[1:]], cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -69,7 +69,7 @@ def _running(folder: Path, settings: tuple[str, ...]) -> Iterator[str]:
     url = f"postgresql://tallymark@127.0.0.1:{port}/{DATABASE}"
     own = ("listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={folder}", *FAST, *settings)
     options = [word for setting in own for word in ("-c", setting)]
-    with serving([*_user(), program, "-D", str(folder / "data"), *options], folder, _answers(url)):
+    with serving([*as_server(), program, "-D", str(folder / "data"), *options], folder, answers(url)):
         try:
             yield url
         finally:
@@ -77,7 +77,9 @@ def _running(folder: Path, settings: tuple[str, ...]) -> Iterator[str]:
             run_as_server(["pg_ctl", "stop", "-D", str(folder / "data"), "-m", "immediate", "-s"])
 
 
-def _answers(url: str) -> Callable[[], bool]:
+def answers(url: str) -> Callable[[], bool]:
+    """Whether one can connect."""
+
     def answers() -> bool:
         try:
             psycopg.connect(url, connect_timeout=2).close()
@@ -88,14 +90,15 @@ def _answers(url: str) -> Callable[[], bool]:
     return answers
 
 
-def _user() -> list[str]:
+def as_server() -> list[str]:
     """What to put in front of a command: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return []
-    return ["setpriv", f"--reuid={_owner().pw_uid}", f"--regid={_owner().pw_gid}", "--clear-groups"]
+    return ["setpriv", f"--reuid={owner().pw_uid}", f"--regid={owner().pw_gid}", "--clear-groups"]
 
 
-def _owner() -> pwd.struct_passwd:
+def owner() -> pwd.struct_passwd:
+    """The user that the servers run as where root starts them."""
     for name in ("postgres", "nobody"):
         try:
             return pwd.getpwnam(name)
@@ -108,5 +111,5 @@ def _folder() -> Path:
     """A new folder that belongs to the server's user."""
     folder = Path(tempfile.mkdtemp(prefix="tallymark-postgres-"))
     if os.geteuid() == 0:
-        os.chown(folder, _owner().pw_uid, _owner().pw_gid)
+        os.chown(folder, owner().pw_uid, owner().pw_gid)
     return folder

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -232,27 +233,36 @@ class Postgres(Store):
         self._is_current = True
 
     def _upgrade(self) -> None:
-        # Both are loaded here only; see schema.py.
-        from sqlalchemy import NullPool, create_engine, text
+        # Loaded here only; see schema.py.
+        from sqlalchemy import Connection, NullPool, create_engine, text
+        from sqlalchemy.exc import DBAPIError
 
         from tallymark.stores.schema import upgrade
 
-        engine = create_engine("postgresql+psycopg://", creator=self._link.connect, poolclass=NullPool)
-        with engine.begin() as connection:
-            for setting, value in (
-                ("search_path", "pg_catalog"),
-                ("lock_timeout", f"{self._patience / 2:.3f}s"),
-                ("statement_timeout", f"{self._patience * 0.9:.3f}s"),
-            ):
-                connection.execute(
-                    text("SELECT set_config(:setting, :value, true)"), {"setting": setting, "value": value}
-                )
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": parts.LOCK})
-            # A role that may not make schemas can use one that somebody else has made for it.
-            if connection.execute(text("SELECT to_regnamespace('tallymark') IS NULL")).scalar():
-                connection.execute(text("CREATE SCHEMA tallymark"))
-            upgrade(connection, REVISIONS, "tallymark")
-        engine.dispose()
+        connect = partial(self._link.connect, autocommit=False)
+        engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+
+        def ask(connection: Connection, sql: str, **parameters: Any) -> Any:
+            return connection.execute(text(sql), parameters).scalar()
+
+        settings = {
+            "search_path": "pg_catalog",
+            "lock_timeout": f"{self._patience / 2:.3f}s",
+            "statement_timeout": f"{self._patience * 0.9:.3f}s",
+        }
+        try:
+            with engine.begin() as connection:
+                for name, value in settings.items():
+                    ask(connection, "SELECT set_config(:name, :value, true)", name=name, value=value)
+                ask(connection, "SELECT pg_advisory_xact_lock(:lock)", lock=parts.LOCK)
+                # A role that may not make schemas can use one that somebody else has made for it.
+                if ask(connection, "SELECT to_regnamespace('tallymark') IS NULL"):
+                    connection.execute(text("CREATE SCHEMA tallymark"))
+                upgrade(connection, REVISIONS, "tallymark")
+        except DBAPIError as error:
+            raise error.orig or error from error
+        finally:
+            engine.dispose()
 
     # -- partitions ------------------------------------------------------------------------------------------
 

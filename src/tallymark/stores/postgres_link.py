@@ -67,9 +67,9 @@ class Link:
         self._closing = Lock()
         self._generation = 0
 
-    def connect(self) -> Connection:
-        """A new connection, outside of transactions."""
-        connection: Connection = Connection.connect(**self._settings, autocommit=True, prepare_threshold=None)
+    def connect(self, *, autocommit: bool = True) -> Connection:
+        """A new connection. Without ``autocommit`` it begins a transaction by itself."""
+        connection: Connection = Connection.connect(**self._settings, autocommit=autocommit, prepare_threshold=None)
         connection.patience = self._patience
         return connection
 

@@ -10,6 +10,7 @@ newer one upgrades the store, and afterwards.
 """
 
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 VERSION_TABLE: Final = "alembic_version"
 """Has one row and one column, ``version_num``."""
+
+_upgrading: Final = Lock()
 
 
 def upgrade(connection: "Connection", revisions: Path, schema: str | None = None, to: str = "head") -> None:
@@ -33,7 +36,8 @@ def upgrade(connection: "Connection", revisions: Path, schema: str | None = None
 
     config = Config(attributes={"connection": connection, "schema": schema})
     config.set_main_option("script_location", str(revisions).replace("%", "%%"))
-    command.upgrade(config, to)
+    with _upgrading:  # Alembic keeps what it is at in variables of its modules
+        command.upgrade(config, to)
 
 
 def run(context: Any) -> None:

@@ -1,0 +1,70 @@
+"""Into PostgreSQL: a shipper's batches by COPY, beside batched INSERT through SQLAlchemy of the same rows into the same
+table, with its partitions and indexes.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import Row, workload
+from tallymark.batch import Batch
+
+SETTINGS = ("fsync=on", "synchronous_commit=on", "full_page_writes=on", "shared_buffers=256MB", "max_wal_size=2GB")
+"""As a server has them, but for its memory."""
+
+
+def run(quick: bool = False) -> list[Row]:
+    """Each turn fills a new database; the best of some counts."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from services.postgres import postgres_server
+    from stores.postgres_stores import Databases
+
+    records = 100_000 if quick else 400_000
+    batches = list(workload.batches(records, 200_000))
+    rows = [batch.table.to_pylist() for batch in workload.batches(records // 4, 10_000)]
+    with postgres_server(*SETTINGS) as server:
+        databases = Databases(server)
+        ours, bytes_each, theirs = [], 0.0, []
+        for _ in range(1 if quick else 3):
+            took, bytes_each = _by_copy(databases.prepared(), batches)
+            ours.append(took / records * 1e9)
+            theirs.append(_by_insert(databases.prepared(), rows, batches) / (records // 4) * 1e9)
+    note = f"{1e9 / min(ours):,.0f} records/s, with three indexes; {bytes_each:.0f} bytes each"
+    return [Row("a record into PostgreSQL", min(ours), "ns", "INSERT by SQLAlchemy", min(theirs), 0.2, note)]
+
+
+def _by_copy(url: str, batches: list[Batch]) -> tuple[float, float]:
+    """Seconds, and bytes for each record."""
+    from tallymark.stores.postgres import Postgres
+
+    with Postgres(url) as store:
+        started = time.perf_counter()
+        for batch in batches:
+            store.write(batch)
+        took = time.perf_counter() - started
+        info = store.info()
+    if info.stored != sum(batch.table.num_rows for batch in batches):
+        raise RuntimeError(f"not everything was stored: {info}")
+    return took, info.bytes / info.stored
+
+
+def _by_insert(url: str, rows: list[list[dict[str, Any]]], batches: list[Batch]) -> float:
+    """Seconds, for a transaction for each list of rows."""
+    from sqlalchemy import MetaData, Table, create_engine, insert
+
+    from tallymark.stores.postgres import Postgres, _days
+
+    with Postgres(url) as store:
+        for some in batches:
+            store._make_parts(_days(some.table))
+    # Metadata is a text already.
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), json_serializer=str)
+    table = Table("records", MetaData(), schema="tallymark", autoload_with=engine)
+    started = time.perf_counter()
+    for each in rows:
+        with engine.begin() as connection:
+            connection.execute(insert(table), each)
+    took = time.perf_counter() - started
+    engine.dispose()
+    return took
