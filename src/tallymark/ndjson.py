@@ -67,13 +67,17 @@ def decode(line: bytes) -> dict[str, Any]:
     return row | {
         "journal": journal,
         "seq": seq,
-        "timestamp": _nanoseconds(found.timestamp),
+        "timestamp": parse_moment(found.timestamp),
         "metadata": bytes(found.metadata).decode(),
     }
 
 
-def _nanoseconds(text: str) -> int:
-    """A moment with up to nine digits behind the point, which ``datetime`` cannot hold."""
+def parse_moment(text: str) -> int:
+    """A moment in ns, from RFC 3339 with up to nine digits behind the point, which ``datetime`` cannot hold.
+
+    Raises:
+        ValueError: it is none.
+    """
     fraction = _FRACTION.search(text)
     try:
         moment = datetime.fromisoformat(_FRACTION.sub("", text, count=1))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tallymark.cli import config, doctor, keep, read, review, run, runs
+from tallymark.cli import config, doctor, keep, move, read, review, run, runs
 from tallymark.errors import QueryError, TallymarkError
 
 EPILOG = """\b
@@ -89,3 +89,4 @@ review.add_to(app)
 config.add_to(app)
 runs.add_to(app)
 keep.add_to(app)
+move.add_to(app)
