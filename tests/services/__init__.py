@@ -5,16 +5,31 @@ Where one is not installed, the tests that need it skip and say so; with CI set 
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 DEADLINE_SECONDS = 60.0
+
+# Its input is a pipe from the tests. It ends after a word of theirs; when they are gone without one, it ends the server
+# and takes its folder away. Not PR_SET_PDEATHSIG: that goes with the thread that started the server.
+GUARD = """
+read word && exit
+signal=$1 server=$2 folder=$3
+shift 3
+kill -"$signal" "$server"
+tries=0
+while kill -0 "$server" && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+kill -KILL -- "-$server"
+"$@"
+rm -rf -- "$folder"
+"""
 
 
 def find_program(name: str, *places: str) -> str:
@@ -50,9 +65,22 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def serving(
-    command: list[str], folder: Path, answers: Callable[[], bool], environment: dict[str, str] | None = None
+    command: list[str],
+    folder: Path,
+    answers: Callable[[], bool],
+    environment: dict[str, str] | None = None,
+    *,
+    stop: signal.Signals = signal.SIGTERM,
+    afterwards: Sequence[str] = ("true",),
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a server until the block ends; begin when it answers. What it prints is in ``output`` in its folder."""
+    """Run a server until the block ends; begin when it answers. What it prints is in ``output`` in its folder.
+
+    Where the tests are killed it ends too, and its folder goes.
+
+    Args:
+        stop: what ends it without waiting for its clients.
+        afterwards: a command for what the server leaves running, in every case.
+    """
     with (folder / "output").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -63,6 +91,15 @@ def serving(
             stderr=log,
             start_new_session=True,
         )
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "guard", str(int(stop)), str(process.pid), str(folder), *afterwards],
+        cwd="/",
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not answers():
@@ -72,9 +109,11 @@ def serving(
             time.sleep(0.05)
         yield process
     finally:
-        process.terminate()
+        process.send_signal(stop)
         try:
             process.wait(DEADLINE_SECONDS / 2)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # a session of its own: nobody else is in this group
+            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: nobody else is in this group
             process.wait()
+        subprocess.run(afterwards, env=environment, capture_output=True, check=False)
+        guard.communicate(b"done\n")

@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -69,12 +70,10 @@ def _running(folder: Path, settings: tuple[str, ...]) -> Iterator[str]:
     url = f"postgresql://tallymark@127.0.0.1:{port}/{DATABASE}"
     own = ("listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={folder}", *FAST, *settings)
     options = [word for setting in own for word in ("-c", setting)]
-    with serving([*as_server(), program, "-D", str(folder / "data"), *options], folder, answers(url)):
-        try:
-            yield url
-        finally:
-            # Now: by default it would wait for every client to leave.
-            run_as_server(["pg_ctl", "stop", "-D", str(folder / "data"), "-m", "immediate", "-s"])
+    with serving(
+        [*as_server(), program, "-D", str(folder / "data"), *options], folder, answers(url), stop=signal.SIGQUIT
+    ):
+        yield url
 
 
 def answers(url: str) -> Callable[[], bool]:

@@ -3,7 +3,6 @@
 import base64
 import os
 import shutil
-import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -65,9 +64,9 @@ def rabbitmq_server() -> Iterator[str]:
             return False
 
     try:
-        with serving([program], folder, answers, environment):
+        # The node starts its port mapper in the background, where it would stay.
+        end_mapper = ["epmd", "-port", str(mapper), "-kill"]
+        with serving([program], folder, answers, environment, afterwards=end_mapper):
             yield f"amqp://guest:guest@127.0.0.1:{port}//"
     finally:
-        # The node starts it in the background, where it would stay.
-        subprocess.run(["epmd", "-port", str(mapper), "-kill"], capture_output=True, check=False)
         shutil.rmtree(folder)
