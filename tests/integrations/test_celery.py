@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from celery import Celery, chain, group
+from celery import Celery, chain, group, signals
 from fastapi import FastAPI
 from recording import eventually, stored
 from serving import serving
@@ -369,6 +369,27 @@ def test_of_two_applications_each_has_its_own_records(eager: Celery, metrics: Me
         pass
 
     assert recorded_by(metrics, unmeasured.apply) == []
+
+
+def test_who_listens_later_in_a_process_of_a_worker_is_told(
+    eager: Celery, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def listen(task_id: str, **_: object) -> None:
+        heard.append(task_id)
+
+    for signal in (signals.task_prerun, signals.task_postrun):
+        monkeypatch.setattr(signal, "use_caching", False)  # and again, when this is over
+    signals.worker_process_init.send(sender=None)
+    assert vars(signals.task_prerun)["use_caching"]
+    run = eager.tasks["add"].apply
+    assert len(recorded_by(metrics, lambda: run((1, 2)))) == 1
+    signals.task_prerun.connect(listen)
+    assert len(recorded_by(metrics, lambda: run((1, 2), task_id="heard"))) == 1
+    signals.task_prerun.disconnect(listen)
+    assert len(recorded_by(metrics, lambda: run((1, 2)))) == 1
+    assert heard == ["heard"]
 
 
 def test_uninstrument(eager: Celery, metrics: Metrics) -> None:

@@ -15,6 +15,7 @@ import sys
 from _thread import get_native_id
 from collections.abc import Callable
 from datetime import datetime
+from sys import exception
 from time import perf_counter_ns, time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,6 +51,7 @@ SESSION: Final = "tallymark_session"
 
 _RUN: Final = "tallymark_run"  # in a request of Celery's: the run that it is at
 _QUEUES_KNOWN: Final = 1_000
+_PLACES: Final = 2**14  # for marks
 
 _billiard: Any = common  # its types say nothing of what is asked of it here
 
@@ -137,6 +139,7 @@ class CeleryMetrics:
                 (signals.task_revoked, self._on_revoked),
                 (signals.task_rejected, self._on_rejected),
                 (signals.task_unknown, self._on_unknown),
+                (signals.worker_process_init, _remember_receivers),
                 (signals.worker_ready, self._on_ready),
             )
         ]
@@ -209,9 +212,9 @@ class CeleryMetrics:
             elif trace is None:
                 current_trace_id.set(_new_trace_id(None))
             # An eager task may be called out of an exception handler.
-            place = get_native_id() % _Marks.PLACES * 2
+            place = get_native_id() % _PLACES * 2
             started = perf_counter_ns()
-            request[_RUN] = (trace, session, sys.exception(), place, time(), started)
+            request[_RUN] = (trace, session, exception(), place, time(), started)
             if not eager:
                 self._words[place + 1] = started
                 self._words[place] = hash(task_id)
@@ -232,7 +235,7 @@ class CeleryMetrics:
             current_trace_id.set(of_caller)
             if session is not session_of_caller:
                 current_session_id.set(session_of_caller)
-            raised = sys.exception()
+            raised = exception()
             if raised is handling:
                 raised = retval if state != "SUCCESS" and isinstance(retval, BaseException) else None
             elif isinstance(raised, SystemExit) and _is_leaving():
@@ -379,11 +382,10 @@ class _Marks:
     began. Each thread has the place of its number; the first thread's number is that of its process.
     """
 
-    PLACES: Final = 2**14
     _MARK: Final = struct.Struct("qq")
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, self.PLACES * self._MARK.size)
+        self._memory = mmap.mmap(-1, _PLACES * self._MARK.size)
         self.words = memoryview(self._memory).cast("q")
 
     def report(self, task_id: str) -> int:
@@ -401,6 +403,15 @@ class _Marks:
         while at >= 0 and at % self._MARK.size:
             at = self._memory.find(wanted, at + 1)
         return at // 8 if at >= 0 else -1
+
+
+def _remember_receivers(**_: object) -> None:
+    """In a process that runs tasks, and the same few all its life: Celery need not make the list of who listens anew
+    for each. It does when somebody comes or goes.
+    """
+    kept: tuple[Any, ...] = (signals.task_prerun, signals.task_postrun)  # its types do not tell of it
+    for signal in kept:
+        signal.use_caching = True
 
 
 def _is_leaving() -> bool:
