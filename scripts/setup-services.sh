@@ -7,6 +7,7 @@ missing() {
     command -v redis-server >/dev/null || echo redis-server
     command -v rabbitmq-server >/dev/null || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || echo rabbitmq-server
     command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
+    command -v java >/dev/null || echo openjdk-17-jre-headless  # for Spark
     command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || echo pgbouncer
 }
 

@@ -49,6 +49,8 @@ def split(url: str) -> tuple[str, str]:
         place = f"{scheme}:{place}" if place.startswith("//") else ""
     if scheme not in SCHEMES or not place:
         raise ConfigError(f"no store for {shown(url)!r}; use one of {', '.join(SCHEMES.values())}")
+    if scheme == "lake" and "://" in place:
+        place = check_bucket(place)
     return scheme, place
 
 
@@ -98,6 +100,8 @@ def shown(url: str) -> str:
     import re
 
     found = re.match(_SCHEME, url)
+    if found and found[1].lower() == "lake" and "://" in url:
+        return f"lake:{mask_url(url[found.end() :])}"
     if not found or found[1].lower() in ("lake", "json") or url.startswith("sqlite:///"):
         return url
     return mask_url(url)
@@ -128,6 +132,18 @@ def _without_password(url: str) -> str:
     import re
 
     return re.sub(r"(://[^/?#@:]*):[^/?#]*@", r"\1@", url, count=1)
+
+
+def check_bucket(url: str) -> str:
+    """The URL of a folder in an object store, or ConfigError, which does not show it: there may be a password in it."""
+    import re
+
+    if re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/(?!\.\.?(/|$))[A-Za-z0-9_.=+-]+)*/?", url):
+        return url.rstrip("/")
+    raise ConfigError(
+        "a lake in an object store is lake:s3://bucket/path, of letters, digits and _.=+-; credentials and endpoint are"
+        " taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …"
+    )
 
 
 def check_folder(folder: "Path") -> "Path":

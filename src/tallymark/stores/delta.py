@@ -27,7 +27,8 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from tallymark.batch import SCHEMA, Batch
-from tallymark.location import check_folder
+from tallymark.location import check_bucket, check_folder
+from tallymark.stores.objects import OPTIONS, Objects
 
 DAY_NS: Final = 86_400_000_000_000
 
@@ -66,6 +67,7 @@ class Snapshot:
     Attributes:
         version: -1 where there is no table yet.
         files: the Parquet files that may hold rows of the time range that was asked for.
+        stored: what is known of each of them.
         positions: how far each of the journals that were asked for is stored; left out where nothing is.
         days: the rows of each day (``2025-01-31``) of the whole table.
         bytes: of the whole table.
@@ -74,6 +76,7 @@ class Snapshot:
 
     version: int
     files: list[str]
+    stored: list["StoredFile"]
     positions: dict[str, int]
     days: Mapping[str, int]
     bytes: int
@@ -108,7 +111,7 @@ class Deletion:
         return sum(self.days.values())
 
 
-class _File(NamedTuple):
+class StoredFile(NamedTuple):
     """A Parquet file of the table, and the range of its timestamps where it is known."""
 
     path: str
@@ -126,17 +129,25 @@ class _File(NamedTuple):
 
 
 class Delta:
-    """A Delta table in a folder. Any method may be called from any thread, and beside other processes.
+    """A Delta table. Any method may be called from any thread, and beside other processes.
+
+    Args:
+        place: the folder that it is in, or its URL in an object store (``s3://bucket/path``).
+
+    Attributes:
+        objects: how its files are read; None where they are files of this machine.
 
     Raises:
-        ConfigError: the folder's path cannot be used.
+        ConfigError: the place cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = check_folder(folder)
+    def __init__(self, place: Path | str) -> None:
+        self._place = check_folder(place) if isinstance(place, Path) else check_bucket(place)
+        self._options = None if isinstance(place, Path) else OPTIONS
+        self.objects = None if isinstance(place, Path) else Objects(place)
         self._reading = Lock()
         self._table: DeltaTable | None = None
-        self._files: list[_File] = []
+        self._files: list[StoredFile] = []
         self._days: Mapping[str, int] = {}
         self._positions: dict[str, int | None] = {}
         self._known = -1  # the version that these three are of
@@ -148,11 +159,13 @@ class Delta:
         with self._reading:
             table = self._newest_for_reading()
             if table is None:
-                return Snapshot(-1, [], {}, {}, 0, 0)
+                return Snapshot(-1, [], [], {}, {}, 0, 0)
             version = table.version()
             if version != self._known:
                 self._files, self._positions, self._known = _files(table), {}, version
                 self._days = _rows_by_day(self._files)
+                if self.objects is not None:
+                    self.objects.sizes = {self._name(file): file.bytes for file in self._files}
             # A look at a position takes a millisecond or more, and most versions are asked many times.
             for journal in (*journals, DELETED):
                 if journal not in self._positions:
@@ -160,9 +173,11 @@ class Delta:
             found = ((journal, self._positions[journal]) for journal in journals)
             positions = {journal: position for journal, position in found if position is not None}
             files, days, deleted = self._files, self._days, self._positions[DELETED] or 0
+        stored = [file for file in files if file.may_hold(start, end)]
         return Snapshot(
             version=version,
-            files=[str(self._folder / file.path) for file in files if file.may_hold(start, end)],
+            files=[self._name(file) for file in stored],
+            stored=stored,
             positions=positions,
             days=days,
             bytes=sum(file.bytes for file in files),
@@ -178,8 +193,14 @@ class Delta:
         if self._table is None:
             self._known = -1
             with contextlib.suppress(TableNotFoundError):
-                self._table = DeltaTable(self._folder)
+                self._table = self._open()
         return self._table
+
+    def _open(self, version: int | None = None) -> DeltaTable:
+        return DeltaTable(self._place, version=version, storage_options=self._options)
+
+    def _name(self, file: StoredFile) -> str:
+        return f"{self._place}/{file.path}"
 
     def reopen(self) -> None:
         """Forget what was read so far: its files are not there."""
@@ -236,26 +257,30 @@ class Delta:
             except DeltaError:  # as for reading
                 self._written = None
         if self._written is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(self._place, Path):
+                self._place.mkdir(parents=True, exist_ok=True)
             self._written = DeltaTable.create(
-                self._folder,
+                self._place,
                 Schema.from_arrow(pa.schema([*SCHEMA, _DATE])),
                 mode="ignore",
                 partition_by=[_DATE.name],
                 configuration=_CONFIGURATION,
+                storage_options=self._options,
             )
         return self._written
 
     def _sync(self, first: int, last: int) -> None:
         """Bring commits to the disk: the journal that a batch came from is deleted next."""
-        log = self._folder / "_delta_log"
-        paths = {log, self._folder}
+        if not isinstance(self._place, Path):
+            return  # an object is durable once it is there
+        log = self._place / "_delta_log"
+        paths = {log, self._place}
         for version in range(first, last + 1):
             commit = log / f"{version:020}.json"
             for line in commit.read_bytes().splitlines():
                 added = json.loads(line).get("add")
                 if added:
-                    path = self._folder / added["path"]
+                    path = self._place / added["path"]
                     paths |= {path, path.parent}
             paths.add(commit)
         for path in paths:
@@ -272,7 +297,7 @@ class Delta:
         Raises:
             CommitFailedError: the table has changed since they were counted, in a way that matters.
         """
-        table = DeltaTable(self._folder, version=deletion.version)
+        table = self._open(deletion.version)
         deleted = (table.transaction_version(DELETED) or 0) + deletion.rows
         properties = CommitProperties(app_transactions=[Transaction(DELETED, deleted)])
         if deletion.ids is not None:
@@ -328,16 +353,20 @@ class Delta:
 
         return len(self._change(remove) or [])
 
-    def strays(self) -> list[Path]:
-        """The Parquet files in the folder that the newest version does not have."""
-        found = set(self._folder.glob("*/*.parquet")) - set(self._folder.glob("_delta_log/*"))
-        return sorted(found - {self._folder / file.path for file in self._change(_files) or []})
+    def strays(self) -> list[str]:
+        """The Parquet files beside the log that the newest version does not have."""
+        if self.objects is not None:
+            found = set(self.objects.listing())
+        else:
+            folder = Path(self._place)
+            found = set(map(str, set(folder.glob("*/*.parquet")) - set(folder.glob("_delta_log/*"))))
+        return sorted(found - set(map(self._name, self._change(_files) or [])))
 
     def _change(self, change: Callable[[DeltaTable], T]) -> T | None:
         """Do something to the newest version, again when somebody else did something meanwhile."""
         for attempt in range(ATTEMPTS):
             try:
-                return change(DeltaTable(self._folder))
+                return change(self._open())
             except TableNotFoundError:
                 return None
             except CommitFailedError:
@@ -352,13 +381,13 @@ def utc_day(timestamp: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(timestamp // 1_000_000_000))
 
 
-def _files(table: DeltaTable) -> list[_File]:
+def _files(table: DeltaTable) -> list[StoredFile]:
     actions = pa.table(table.get_add_actions(flatten=True))
     columns = ("path", "partition.date", "size_bytes", "num_records", "min.timestamp", "max.timestamp")
-    return [_File(*row) for row in zip(*(actions[column].to_pylist() for column in columns), strict=True)]
+    return [StoredFile(*row) for row in zip(*(actions[column].to_pylist() for column in columns), strict=True)]
 
 
-def _rows_by_day(files: list[_File]) -> Mapping[str, int]:
+def _rows_by_day(files: list[StoredFile]) -> Mapping[str, int]:
     rows = Counter[str]()
     for file in files:
         rows[file.date.isoformat()] += file.rows

@@ -12,10 +12,12 @@ import pyarrow as pa
 from tallymark.batch import SCHEMA
 from tallymark.errors import StoreError
 from tallymark.query import Query
+from tallymark.stores.objects import SCANNED, Objects, said
 from tallymark.stores.sql import COLUMNS, NUMBER, Statement, aggregate_sql, check_rows, ids_sql, scan_sql
 
 if TYPE_CHECKING:
     import duckdb
+    from pyarrow.dataset import Dataset
 
 LIVE: Final = "live"
 """The name of the table with the records that are still in journals."""
@@ -37,14 +39,18 @@ class Engine:
     """DuckDB inside this process. Any method may be called from any thread.
 
     It is loaded by the first query: that takes 0.2 s, and who only writes does without.
+
+    Args:
+        objects: reads the Parquet files, where they are not on this machine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, objects: Objects | None = None) -> None:
+        self.objects = objects
         self._opening = Lock()
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._running: list[duckdb.DuckDBPyConnection] = []
 
-    def run(self, statement: Statement, sql: str, live: pa.Table) -> pa.Table:
+    def run(self, statement: "DuckStatement", sql: str, live: pa.Table) -> pa.Table:
         """The result of some SQL over Parquet files and the live table.
 
         Raises:
@@ -53,14 +59,18 @@ class Engine:
         """
         import duckdb
 
+        # The second is a damaged file, and how DuckDB passes on what a source of its in Python raised.
+        gone = (duckdb.IOException, duckdb.InvalidInputException)
         with self._cursor() as cursor:
             self._running.append(cursor)
             try:
                 cursor.register(LIVE, live)
-                table: pa.Table = cursor.sql(sql, params=statement.parameters).to_arrow_table()
-                return table
-            except duckdb.IOException as error:
-                raise FileGone(str(error)) from error
+                for name, table in statement.tables.items():
+                    cursor.register(name, table)
+                found: pa.Table = cursor.sql(sql, params=statement.parameters).to_arrow_table()
+                return found
+            except gone as error:
+                raise FileGone(said(error)) from error
             except duckdb.Error as error:
                 raise StoreError(f"the query failed: {error}") from error
             finally:
@@ -74,7 +84,7 @@ class Engine:
             FileGone: a Parquet file could not be read.
             QueryError: the answer has more rows than one may have.
         """
-        statement = DuckStatement()
+        statement = DuckStatement(self.objects)
         records = statement.records(files)
         if not query.aggregates:
             return self.run(statement, scan_sql(statement, records, query), rows).cast(SCHEMA)
@@ -84,7 +94,7 @@ class Engine:
 
     def ids(self, query: Query, rows: pa.Table, files: Sequence[str] = (), limit: int | None = None) -> pa.Table:
         """Journal, sequence number and timestamp of those among the rows and files that match, the oldest first."""
-        statement = DuckStatement()
+        statement = DuckStatement(self.objects)
         sql = ids_sql(statement, statement.records(files), query, rows.num_rows if limit is None else limit)
         return self.run(statement, sql, rows)
 
@@ -115,9 +125,18 @@ class Engine:
 
 
 class DuckStatement(Statement):
-    """SQL of DuckDB."""
+    """SQL of DuckDB.
+
+    Attributes:
+        tables: what some names in the SQL stand for, beside the live table.
+    """
 
     partials: ClassVar = {**Statement.partials, "last": "arg_max(value, (timestamp, journal, seq)) AS newest"}
+
+    def __init__(self, objects: Objects | None = None) -> None:
+        super().__init__()
+        self._objects = objects
+        self.tables: dict[str, pa.Table | Dataset] = {}
 
     def bind(self, value: Any) -> str:
         name = f"p{len(self.parameters)}"
@@ -139,12 +158,19 @@ class DuckStatement(Statement):
     def quotient(self, dividend: str, divisor: str) -> str:
         return f"({dividend} // {divisor})"
 
-    def records(self, files: Sequence[str]) -> str:
-        """The relation of the records in Parquet files and in the live table."""
-        relation = f"SELECT {COLUMNS} FROM {LIVE}"
-        if files:
-            # DuckDB takes a path for a pattern.
-            paths = [path.replace("*", "[*]").replace("?", "[?]") for path in files]
-            parquet = f"read_parquet({self.bind(paths)}, hive_partitioning = false)"
-            relation = f"SELECT {COLUMNS} FROM {parquet} UNION ALL {relation}"
-        return f"({relation}) AS records"
+    def records(self, files: Sequence[str], *, live: bool = True) -> str:
+        """The relation of the records in Parquet files and, unless told otherwise, in the live table."""
+        relations = [f"SELECT {COLUMNS} FROM {LIVE}"] if live else []
+        if files and self._objects is not None:
+            name = f"stored{len(self.tables)}"
+            self.tables[name] = self._objects.dataset(files)
+            relations.append(f"SELECT {SCANNED} FROM {name}")
+        elif files:
+            relations.append(f"SELECT {COLUMNS} FROM {self.parquet(files)}")
+        return f"({' UNION ALL '.join(relations)}) AS records"
+
+    def parquet(self, files: Sequence[str]) -> str:
+        """The relation of some Parquet files on this machine."""
+        # DuckDB takes a path for a pattern.
+        paths = [path.replace("*", "[*]").replace("?", "[?]") for path in files]
+        return f"read_parquet({self.bind(paths)}, hive_partitioning = false)"

@@ -19,12 +19,14 @@ from deltalake.exceptions import DeltaError
 from tallymark.batch import CLOSED, SCHEMA, Batch
 from tallymark.errors import StoreError
 from tallymark.lane_reader import lanes
+from tallymark.location import local_folder
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Filter, Query
 from tallymark.store import Maintenance, Store, StoreInfo
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off, utc_day
 from tallymark.stores.duck import Engine, FileGone
+from tallymark.stores.objects import said
 from tallymark.stores.retention import Retention
 
 MIB: Final = 1 << 20
@@ -70,7 +72,7 @@ class Lake(Store):
     maintain one at a time.
 
     Args:
-        folder: where it is.
+        folder: where it is; or ``s3://bucket/path``, where its table is, while its journals are on this machine.
         url: what :meth:`info` calls it.
         live: opens the journals in a folder.
 
@@ -85,11 +87,16 @@ class Lake(Store):
         url: str | None = None,
         live: Callable[[Path], Sequence[LiveJournal]] = lanes,
     ) -> None:
-        self._folder = Path(folder)
-        self._url = url or os.fspath(folder)
+        place = os.fspath(folder)
+        self._url = url or place
         self._live = live
-        self._delta = Delta(self._folder / "table")
-        self._engine = Engine()
+        if "://" in place:
+            self._folder = local_folder(f"lake:{place}")
+            self._delta = Delta(f"{place}/table")
+        else:
+            self._folder = Path(place)
+            self._delta = Delta(self._folder / "table")
+        self._engine = Engine(self._delta.objects)
 
     def write(self, batch: Batch) -> None:
         """Keep a batch in one commit of the table, synced to the disk."""
@@ -241,4 +248,4 @@ def _driver_errors(doing: str, url: str) -> Iterator[None]:
     try:
         yield
     except (DeltaError, pa.ArrowException, OSError) as error:
-        raise StoreError(f"cannot {doing} {url}: {error}") from error
+        raise StoreError(f"cannot {doing} {url}: {said(error)}") from error
