@@ -18,7 +18,7 @@ PLACES = ("/usr/sbin/pgbouncer",)
 def pgbouncer(server: str, pool_size: int = 2) -> Iterator[str]:
     """Pools transactions over ``pool_size`` sessions of a database; yields its URL there.
 
-    It takes no statement that was prepared, and no parameter of a session but those that every pgbouncer keeps track of.
+    It takes no statement that was prepared, and no parameter of a session but those that every pgbouncer follows.
     """
     program = find_program("pgbouncer", *PLACES)
     behind = urlsplit(server)

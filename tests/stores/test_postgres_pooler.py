@@ -101,7 +101,7 @@ def test_an_application_records_through_it(database: str, tmp_path: Path, monkey
     with Metrics(database, service="shop") as metrics:
         for number in range(100):
             metrics.record("order", "checkout", float(number))
-        metrics.flush()
+        metrics.flush(timeout=60)
         assert metrics.get_stats().queue_size == 0
     with tallymark.open(database) as reader:
         assert reader.query(agg=["count", "sum"]).rows()[0] | {"samples": 0} == {

@@ -52,7 +52,7 @@ class Link:
             ) from None
         self._settings: dict[str, Any] = {
             "application_name": "tallymark",
-            "connect_timeout": CONNECT_SECONDS,
+            "connect_timeout": round(max(2, min(CONNECT_SECONDS, patience))),
             # A host that is gone says no goodbye.
             "keepalives_idle": 30,
             "keepalives_interval": 10,
