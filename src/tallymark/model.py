@@ -36,6 +36,9 @@ MAX_METADATA_BYTES = 16_384
 MAX_DURATION_MS = 10 * 366 * 86_400_000.0
 """Longest believable duration: ten years. A longer one is a wall-clock subtraction gone wrong."""
 
+MAX_COUNT = 2**53
+"""Largest number of things: beyond it they are no longer exact as the numbers that a rate is made of."""
+
 MIN_TIMESTAMP = 0
 MAX_TIMESTAMP = 4_102_444_800_000_000_000
 """Timestamps of records lie in [1970-01-01, 2100-01-01), in nanoseconds."""
@@ -106,6 +109,15 @@ def check_number(field: str, value: object) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{field} must be finite")
     return number
+
+
+def check_count(field: str, value: object) -> int:
+    """The value as a number of things, or ValueError naming the field and the rule."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{field} must be an int, not {type(value).__name__}")
+    if not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{field} must be between 0 and {MAX_COUNT}")
+    return int(value)
 
 
 def check_duration(field: str, value: object) -> float:

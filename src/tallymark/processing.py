@@ -19,16 +19,13 @@ queue_metrics    ``queue_wait_time``           s     ``queue``
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from tallymark.model import check_duration, check_number, check_text
+from tallymark.model import check_count, check_duration, check_number, check_text
 from tallymark.recorder import DONE, Done
 from tallymark.timing import Timing
 
 if TYPE_CHECKING:
     from tallymark.recorder import Metrics
     from tallymark.sealer import Waiting
-
-_MOST = 2**53
-"""Counts beyond this are no longer exact as the numbers that a rate is made of."""
 
 
 def track_processing_time(session: "Metrics", operation: str, metadata: Mapping[str, Any] | None = None) -> Timing:
@@ -92,7 +89,7 @@ class MetricsCollector:
     ) -> Done:
         """As :func:`track_success_rate`."""
         name = _named(operation, "success_rate")
-        successes, total = _count("success_count", success_count), _count("total_count", total_count)
+        successes, total = check_count("success_count", success_count), check_count("total_count", total_count)
         if successes > total:
             raise ValueError("success_count must not be larger than total_count")
         if metadata is not None and not isinstance(metadata, Mapping):
@@ -110,7 +107,7 @@ class MetricsCollector:
             RuntimeError: the recorder does not run.
         """
         metadata = {"queue": check_text("queue", queue)}
-        waiting = _count("depth", depth)
+        waiting = check_count("depth", depth)
         seconds = None if wait_time_seconds is None else check_number("wait_time_seconds", wait_time_seconds)
         if seconds is not None and seconds < 0:
             raise ValueError("wait_time_seconds must not be negative")
@@ -169,11 +166,3 @@ class _OtherService:
 def _named(operation: str, what: str) -> str:
     """The name of a record about an operation."""
     return check_text("operation (with what is appended)", f"{check_text('operation', operation)}_{what}")
-
-
-def _count(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{field} must be an int, not {type(value).__name__}")
-    if not 0 <= value <= _MOST:
-        raise ValueError(f"{field} must be between 0 and {_MOST}")
-    return int(value)

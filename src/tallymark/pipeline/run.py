@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tallymark import log
-from tallymark.model import MAX_DURATION_MS, MAX_ID_LENGTH, check_duration, check_number, check_text
+from tallymark.model import MAX_DURATION_MS, MAX_ID_LENGTH, check_count, check_duration, check_number, check_text
 from tallymark.pipeline.metrics import (
     Bottleneck,
     CacheMetrics,
@@ -172,7 +172,7 @@ class PipelineRun(RecordedBlock):
         """
         name = check_text("name", name, pii=self._pii)
         cache = CacheMetrics(
-            *map(_count, ("hits", "misses", "evictions", "size_bytes"), (hits, misses, evictions, size_bytes))
+            *map(check_count, ("hits", "misses", "evictions", "size_bytes"), (hits, misses, evictions, size_bytes))
         )
         if name not in self._caches and len(self._caches) >= MAX_STAGES:
             name = OTHERS
@@ -433,14 +433,6 @@ def _amount(field: str, value: object) -> float | None:
     if not 0 <= number <= _LARGEST:
         raise ValueError(f"{field} must be between 0 and {_LARGEST:g}")
     return number
-
-
-def _count(field: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{field} must be an int, not {type(value).__name__}")
-    if not 0 <= value <= _LARGEST:
-        raise ValueError(f"{field} must be between 0 and {_LARGEST:g}")
-    return int(value)
 
 
 def _shown(name: str) -> str:
