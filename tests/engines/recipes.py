@@ -52,6 +52,10 @@ class Recipe:
         self._process = process
 
     def rows(self) -> list[Row]:
+        """What it says now, each row with the columns of :func:`asked`."""
+        return _plain(self.found())
+
+    def found(self) -> list[Any]:
         """What it says now."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -60,7 +64,7 @@ class Recipe:
             if line.startswith("FOUND "):
                 found = json.loads(line.removeprefix("FOUND "))
                 assert isinstance(found, list), found
-                return _plain(found)
+                return found
         raise AssertionError("it ended")
 
 

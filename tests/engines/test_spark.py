@@ -24,12 +24,18 @@ def cluster(folder: Path) -> dict[str, str]:
     home.mkdir()
     for part in ("bin", "jars"):
         (home / part).symlink_to(Path(package.origin).parent / part)
-    master = "--master local-cluster[2,1,1024] --conf spark.scheduler.minRegisteredResourcesRatio=1"
+    settings = {
+        "spark.log.level": "ERROR",
+        "spark.scheduler.minRegisteredResourcesRatio": "1",  # begins when both workers are there
+        "spark.sql.shuffle.partitions": "2",  # two hundred tasks take their time
+        "spark.ui.enabled": "false",
+    }
+    arguments = " ".join(f"--conf {name}={value}" for name, value in settings.items())
     return {
         **os.environ,
         "JAVA_HOME": str(Path(java).resolve().parents[1]),
         "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_SUBMIT_ARGS": f"{master} --conf spark.ui.enabled=false --conf spark.log.level=ERROR pyspark-shell",
+        "PYSPARK_SUBMIT_ARGS": f"--master local-cluster[2,1,1024] {arguments} pyspark-shell",
         "SPARK_HOME": str(home),
         "SPARK_LOCAL_DIRS": str(home / "local"),
         "SPARK_LOCAL_IP": "127.0.0.1",
