@@ -1,45 +1,490 @@
 """ClickHouse, by its engine in this process."""
 
-import uuid
-from collections.abc import Iterator
+import contextlib
+import itertools
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
+import pyarrow as pa
 import pytest
+from recording import output, python
 
+from stores.clickhouse_stores import Databases, Failing, broken, engine
+from tallymark.batch import CLOSED, Batch
+from tallymark.errors import ConfigError, RefusedError, StoreError
+from tallymark.query import Query
+from tallymark.store import Store
 from tallymark.stores.clickhouse import ClickHouse
+from tallymark.stores.clickhouse_address import Address
+from tallymark.stores.clickhouse_tables import FENCED, INCOMING, RECORDS, VERSION, Tables
 from tallymark.testing.conformance import NewStore, StoreConformance
+from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
+
+SECRET = "p@ss/w:rd"
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A client of the engine; one folder may be open in a process at a time."""
-    path = tmp_path_factory.mktemp("clickhouse")
-    client = clickhouse_connect.get_client(interface="chdb", path=str(path))
-    yield client
-    client.close()
+def all_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    with engine(str(tmp_path_factory.mktemp("clickhouse"))) as found:
+        yield found
 
 
 @pytest.fixture
-def new_store(engine: Any) -> Iterator[NewStore]:
-    made: list[tuple[str, Any]] = []
-
-    def make() -> ClickHouse:
-        database = f"t{uuid.uuid4().hex}"
-        engine.command(f"CREATE DATABASE {database}")
-        client = clickhouse_connect.get_client(interface="chdb", path=engine.path, database=database)
-        made.append((database, client))
-        return ClickHouse(f"clickhouse://host/{database}", client=client)
-
-    yield make
-    for database, client in made:
-        client.close()
-        engine.command(f"DROP DATABASE {database} SYNC")
+def databases(all_databases: Databases) -> Iterator[Databases]:
+    yield all_databases
+    all_databases.sweep()
 
 
 class TestContract(StoreConformance):
     """What every store does."""
 
     @pytest.fixture
-    def new_store(self, new_store: NewStore) -> NewStore:
-        return new_store
+    def new_store(self, databases: Databases) -> NewStore:
+        return databases.store
+
+
+# -- exactly once --------------------------------------------------------------------------------------------
+
+
+def seqs(store: Store) -> list[int]:
+    """What is stored, of every journal in turn."""
+    rows = store.scan(Query(order_by=("timestamp",))).to_pylist()
+    return sorted(one["seq"] for one in rows)
+
+
+def name_of(store: ClickHouse) -> str:
+    """Its database."""
+    return store._address.database
+
+
+def days(first: int, last: int, journal: str = JOURNALS[0]) -> list[dict[str, Any]]:
+    """Records that lie in three partitions."""
+    return [row(seq, journal=journal, timestamp=NOON + seq % 3 * DAY + seq) for seq in range(first, last)]
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_whatever_request_breaks_nothing_is_lost_or_doubled(databases: Databases, made: bool, after: bool) -> None:
+    """The batch is sent again with more rows, as a shipper does, by a store that remembers nothing."""
+    begin = 5 if made else 0
+    for number in itertools.count():
+        store = databases.store()
+        if made:
+            store.write(batch(days(0, begin)))
+        database = name_of(store)
+        failing = Failing(databases.client(database), broken(number, after=after))
+        with databases.store(database, failing) as first, contextlib.suppress(StoreError):
+            first.write(batch(days(begin, 20)))
+            assert len(failing.requests) == number, failing.requests  # so many there are, and none broke
+        with databases.store(database) as second:
+            second.write(batch(days(begin, 27)))
+            assert seqs(second) == list(range(27)), failing.requests
+            assert (second.positions(JOURNALS), second.info().stored) == ({JOURNALS[0]: 27}, 27)
+            second.write(batch(days(begin, 30)))
+            assert seqs(second) == list(range(30))
+            assert second._ledger(JOURNALS)[1] == []  # nothing is left open
+        if len(failing.requests) == number:
+            break
+        databases.sweep()
+    assert number >= 5
+
+
+def test_a_smaller_batch_after_one_that_broke_leaves_the_rest_to_the_next(databases: Databases) -> None:
+    """As a shipper does that looks for a row which is refused."""
+    store = databases.store()
+    database = name_of(store)
+    store.write(batch([row(0, journal=JOURNALS[1])]))
+    lost = Failing(databases.client(database), broken(3, after=True))
+    with pytest.raises(StoreError):
+        databases.store(database, lost).write(batch(days(0, 20)))
+    assert lost.requests[-1] == f"INSERT {INCOMING}"
+    for end in (8, 14, 17, 25, 30):
+        store.write(batch(days(0, end)))
+        assert seqs(store) == [0, *range(max(20, end))]
+        assert (store._ledger(JOURNALS)[1] == []) == (end >= 20)
+
+
+def test_what_came_in_for_some_days_only_is_completed(databases: Databases) -> None:
+    """A server that dies may have kept some partitions of an insert."""
+    store = databases.store()
+    database = name_of(store)
+    store.write(batch(days(0, 1, JOURNALS[2])))
+    client = databases.client(database)
+
+    class Partial(Failing):
+        def insert_arrow(self, table: str, rows: Any, **options: Any) -> Any:
+            if table == INCOMING:
+                client.insert_arrow(table, rows.filter(pa.array(rows["timestamp"].to_numpy() < NOON + DAY)), **options)
+                raise ConnectionResetError("died")
+            return super().insert_arrow(table, rows, **options)
+
+    both = [*days(0, 10), *days(0, 10, JOURNALS[1])]
+    with pytest.raises(StoreError, match="died"):
+        databases.store(database, Partial(client, lambda _number, _about, send: send())).write(batch(both))
+    assert 0 < count(store) < 21
+    # One journal at first; the other is completed by a later batch, in which it has more.
+    store.write(batch(days(0, 12)))
+    assert count(store) == 1 + 12 + 4
+    store.write(batch([*days(0, 11, JOURNALS[1]), *days(12, 14)]))
+    assert seqs(store) == sorted([0, *range(14), *range(11)])
+    assert store.positions(JOURNALS) == dict(zip(JOURNALS, (14, 11, 1), strict=True))
+
+
+def test_rows_of_a_write_that_was_given_up_are_refused(databases: Databases) -> None:
+    """They were on their way when the connection was given up, and arrive after they were sent again."""
+    store = databases.store()
+    database = name_of(store)
+    store.write(batch([row(0, journal=JOURNALS[1])]))
+    late: list[Callable[[], Any]] = []
+
+    def slow(_number: int, about: str, send: Callable[[], Any]) -> Any:
+        if about == f"INSERT {INCOMING}":
+            late.append(send)
+            raise TimeoutError("no answer in time")
+        return send()
+
+    with pytest.raises(StoreError, match="no answer in time"):
+        databases.store(database, Failing(databases.client(database), slow)).write(batch(days(0, 9)))
+    store.write(batch(days(0, 12)))
+    assert count(store) == 13
+    with pytest.raises(Exception, match="this write was given up"):
+        late[0]()
+    assert count(store) == 13
+    # One that was in already is no different.
+    fenced = store._query(f"SELECT count() AS n FROM {FENCED}").to_pylist()
+    assert fenced == [{"n": 1}]
+
+
+def test_two_writers_of_one_journal_double_nothing(databases: Databases) -> None:
+    """They cannot be where a machine ships its own journals: one lock is for all of them. One may fail, or both."""
+    first = databases.store()
+    first.write(batch([row(0, journal=JOURNALS[1])]))
+    database = name_of(first)
+    for turn in range(6):
+        together = threading.Barrier(3)
+        wrong: list[BaseException] = []
+
+        def write(rows: list[dict[str, Any]], together: threading.Barrier = together, wrong: Any = wrong) -> None:
+            with databases.store(database) as store:
+                together.wait()
+                try:
+                    store.write(batch(rows))
+                except StoreError:
+                    pass
+                except BaseException as error:
+                    wrong.append(error)
+
+        new = [days(20 * turn, 20 * turn + last) for last in (14, 20, 17)]
+        threads = [threading.Thread(target=write, args=(rows,)) for rows in new]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        with databases.store(database) as store:
+            found = Counter((one["journal"], one["seq"]) for one in store.scan(Query()).to_pylist())
+            assert set(found.values()) == {1}
+            store.write(batch(days(20 * turn, 20 * turn + 20)))
+            assert seqs(store) == sorted([0, *range(20 * turn + 20)])
+
+
+def test_a_write_that_died_with_its_server_is_completed(tmp_path: Path) -> None:
+    """Program and engine are killed at once, after the rows came in; the next program sends more."""
+    for step, kill in enumerate([f"INSERT {INCOMING}", ""]):
+        process = python("-m", "stores.clickhouse_writer", str(tmp_path), str(10 + 5 * step), kill)
+        if kill:
+            process.communicate(timeout=60)
+            assert process.returncode == -9
+        else:
+            assert output(process, 60).split() == ["15", "15", "15"]
+
+
+def test_rows_that_the_server_will_never_take_are_told_apart(databases: Databases) -> None:
+    store = databases.store()
+    store.write(batch([row(0)]))
+    store._command(f"ALTER TABLE {RECORDS} ADD CONSTRAINT positive CHECK value > 0")
+    with pytest.raises(RefusedError, match="positive"):
+        store.write(batch([row(1), row(2, value=-1.0), row(3)]))
+    assert store.positions(JOURNALS) == {JOURNALS[0]: 1}
+    own = row(99, service="tallymark", metric_type="tallymark", name="dropped", value=1.0, unit="1")
+    own["metadata"] = json.dumps({"reason": "refused"})
+    store.write(batch([row(1), row(3), own], **{JOURNALS[0]: 4}))
+    assert seqs(store) == [0, 1, 3]
+    assert store.info().dropped == {"refused": 1}
+
+
+def test_the_stores_own_rows_are_found_again_whatever_their_time(databases: Databases) -> None:
+    """A row about what was dropped gets the time at which it is sent."""
+
+    def closing(at: int) -> Batch:
+        own = row(99, service="tallymark", metric_type="tallymark", name="dropped", value=3.0, unit="1", timestamp=at)
+        own["metadata"] = json.dumps({"reason": "full"})
+        return batch([*days(0, 4), own], **{JOURNALS[0]: CLOSED})
+
+    store = databases.store()
+    database = name_of(store)
+    store.write(batch([row(0, journal=JOURNALS[1])]))
+
+    def lost(_number: int, about: str, send: Callable[[], Any]) -> Any:
+        send()
+        if about == f"INSERT {INCOMING}":
+            raise ConnectionResetError("after")
+        return send()
+
+    with pytest.raises(StoreError):
+        databases.store(database, Failing(databases.client(database), lost)).write(closing(NOON))
+    store.write(closing(NOON + 50 * DAY))
+    assert (store.info().stored, store.info().dropped) == (5, {"full": 3})
+
+
+# -- the schema ----------------------------------------------------------------------------------------------
+
+_SHAPE = (
+    "SELECT table, name, type, default_kind, default_expression, compression_codec FROM system.columns"
+    " WHERE database = currentDatabase() ORDER BY table, name"
+)
+
+
+def test_an_upgraded_schema_is_that_of_a_new_one(databases: Databases) -> None:
+    fresh, old = databases.store(), databases.store()
+    fresh.write(batch([row(0)]))
+    steps = Tables().steps()
+    assert len(steps) == VERSION
+    for statement in [Tables().versions(), *steps[0]]:
+        old._command(statement)
+    old._insert("tallymark_schema", pa.table({"version": [1]}), {})
+    with databases.store(name_of(old)) as reader:
+        assert reader.info().stored == 0  # reading takes an old schema as it is
+        assert reader.aggregate(Query.build()).num_rows == 0
+    old.write(batch([row(0)]))
+    assert old._query(_SHAPE).to_pylist() == fresh._query(_SHAPE).to_pylist()
+    assert old._reached() == VERSION
+
+
+def test_an_older_application_writes_into_a_newer_schema(databases: Databases) -> None:
+    store = databases.store()
+    store.write(batch([row(0)]))
+    store._command(f"ALTER TABLE {RECORDS} ADD COLUMN later Nullable(String)")
+    store._insert("tallymark_schema", pa.table({"version": [VERSION + 1]}), {})
+    with databases.store(name_of(store)) as again:
+        again.write(batch([row(1)]))
+        assert (seqs(again), again._reached()) == ([0, 1], VERSION + 1)
+
+
+def test_people_see_the_time_as_a_time(databases: Databases) -> None:
+    store = databases.store()
+    store.write(batch([row(7)]))
+    (found,) = store._query(f"SELECT toString(time) AS time FROM {RECORDS}").to_pylist()
+    assert found == {"time": "2025-01-31 12:00:00.000000007"}
+
+
+def test_a_limit_that_the_server_keeps_may_be_set_and_lifted(databases: Databases) -> None:
+    database = databases.new()
+    own = row(9, service="tallymark", metric_type="tallymark", name="dropped", value=2.0, unit="1")
+    own["metadata"] = json.dumps({"reason": "full"})
+
+    def shape(options: str) -> str:
+        client = databases.client(database)
+        with ClickHouse(f"clickhouse://host/{database}{options}", client=client) as store:
+            store.write(batch([row(time.time_ns() % 2**30)]))
+            sql = f"SELECT engine_full FROM system.tables WHERE name = '{RECORDS}' AND database = currentDatabase()"
+            return str(store._query(sql).to_pylist()[0]["engine_full"])
+
+    assert "TTL" not in shape("")
+    assert "toIntervalDay(10000)" in shape("?ttl_days=10000")
+    assert "toIntervalDay(10000)" in shape("")
+    assert "toIntervalDay(100)" in shape("?ttl_days=100")
+    store = databases.store(database)
+    store.write(batch([own | {"journal": JOURNALS[1]}, row(1, journal=JOURNALS[1], timestamp=time.time_ns())]))
+    store._command(f"OPTIMIZE TABLE {RECORDS} FINAL")
+    assert (count(store), store.info().dropped) == (1, {"full": 2})  # what is about the store itself stays
+    assert "TTL" not in shape("?ttl_days=0")
+
+
+CLUSTER = Tables("it's a `cluster`")
+
+
+def test_statements_for_a_cluster_are_understood(databases: Databases) -> None:
+    """By the parser; a cluster needs servers and Keeper, which are not here."""
+    statements = [CLUSTER.versions(), *itertools.chain(*CLUSTER.steps()), CLUSTER.ttl(7), CLUSTER.ttl(0)]
+    client = databases.client(databases.new())
+    for statement in statements:
+        assert client.query("SELECT formatQuery({sql:String})", parameters={"sql": statement}).result_rows
+        assert " ON CLUSTER `it's a \\`cluster\\``" in statement
+    text = "\n".join(statements)
+    assert "ReplicatedMergeTree('/clickhouse/tallymark/{database}/{table}/{shard}', '{replica}')" in text
+    assert "ReplicatedReplacingMergeTree('/clickhouse/tallymark/{database}/{table}', '{shard}-{replica}', po" in text
+    assert (
+        "ENGINE = Distributed('it\\'s a `cluster`', currentDatabase(), 'tallymark_records_local',"
+        " cityHash64(service, metric_type, name))"
+    ) in text
+    assert "TO tallymark_records AS" in text
+
+
+def test_what_a_store_says_to_a_cluster_is_understood(databases: Databases) -> None:
+    """Everything but the clauses that need one is run by the engine."""
+    database = databases.new()
+    client = databases.client(database)
+    for statement in [Tables().versions(), *itertools.chain(*Tables().steps())]:
+        client.command(statement)
+    client.command(f"CREATE VIEW {RECORDS}_local AS SELECT * FROM {RECORDS}")
+    client.command(f"INSERT INTO tallymark_schema (version) VALUES ({VERSION})")
+    said: list[str] = []
+
+    def alone(_number: int, about: str, send: Callable[[], Any]) -> Any:
+        assert client.query("SELECT formatQuery({sql:String})", parameters={"sql": about}).result_rows or True
+        if "CLUSTER `many`" in about or "SYSTEM SYNC" in about or "clusterAllReplicas" in about:
+            said.append(about)
+            return None if not about.startswith("SELECT") else pa.table({"n": [0]})
+        return send()
+
+    class Parsed(Failing):
+        def insert_arrow(self, table: str, rows: Any, **options: Any) -> Any:
+            given = {name: value for name, value in options["settings"].items() if "quorum" not in name}
+            return client.insert_arrow(table, rows, settings=given)
+
+    store = ClickHouse(f"clickhouse://host/{database}?cluster=many", client=Parsed(client, alone))  # type: ignore[arg-type]
+    store.write(batch(days(0, 9)))
+    assert seqs(store) == list(range(9))
+    store.delete(Query.build(agg=(), session_id="s"))
+    store.delete(Query.build(agg=(), until=NOON + DAY))
+    store.purge(NOON)
+    for part in ("SYSTEM SYNC REPLICA tallymark_positions", "DELETE FROM tallymark_records_local ON CLUSTER `many`"):
+        assert any(part in one for one in said), part
+
+
+# -- deletion ------------------------------------------------------------------------------------------------
+
+
+def test_what_was_purged_is_on_no_disk(databases: Databases) -> None:
+    store = databases.store()
+    secret = "Zk7-very-unusual-subject-Qx"
+    store.write(batch([row(seq, session_id=f"{secret}-{seq}" if seq == 3 else None) for seq in range(6)]))
+    assert store.delete(Query.build(agg=(), session_id=f"{secret}-3")) == 1
+    assert store.purge(NOON) == []
+    (found,) = store._query(
+        "SELECT count() AS n, sum(rows) AS rows, countIf(active) AS active FROM system.parts"
+        f" WHERE database = currentDatabase() AND table = '{RECORDS}'"
+    ).to_pylist()
+    assert found == {"n": 1, "rows": 5, "active": 1}
+    files = [path for path in Path(databases.path).rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    mutations = store._query("SELECT command FROM system.mutations WHERE database = currentDatabase()")
+    assert secret not in str(mutations.to_pylist())
+
+
+def test_many_positions_are_tidied_up(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tallymark.stores.clickhouse.MANY_POSITIONS", 10)
+    store = databases.store()
+    for seq in range(8):
+        store.write(batch([row(seq), row(seq, journal=JOURNALS[1])], **{JOURNALS[1]: seq + 1 if seq < 7 else CLOSED}))
+    store._note([(JOURNALS[0], "announced", 0, 9)])
+    store.maintain(NOON, None)
+    assert store._query("SELECT count() AS n FROM tallymark_positions FINAL").to_pylist() == [{"n": 3}]
+    assert store.positions(JOURNALS) == {JOURNALS[0]: 8, JOURNALS[1]: CLOSED}
+    assert store._ledger(JOURNALS)[1] == [(JOURNALS[0], "announced", 9)]
+    store.write(batch([row(8)]))
+    assert seqs(store) == sorted([*range(9), *range(8)])
+
+
+# -- metadata ------------------------------------------------------------------------------------------------
+
+METADATA = [
+    ('{"a":1.0}', "a", "1.0"),
+    ('{"a":1e3}', "a", "1e3"),
+    ('{"a":1.50,"b":{"a":2}}', "a", "1.50"),
+    ('{"b":{"a":2.50},"a":1.0}', "a", "1.0"),
+    ('{"b":{"a":2.50},"a":1.0}', "b.a", "2.50"),
+    ('{"a":{"#":"#1","1#":-0.0}}', "a", '{"#":"#1","1#":-0.0}'),
+    ('{"a":["a/b","\\\\\\"#2\\"","~t~s"]}', "a", '["a/b","\\\\\\"#2\\"","~t~s"]'),
+    ('{"a":["#1.0","#"]}', "a.0", "#1.0"),
+    ('{"a":["x",{"0":2.0}]}', "a.1.0", "2.0"),
+    ('{"a":{"0":"named"}}', "a.0", "named"),
+    ('{"a":[null]}', "a.0", None),
+    ('{"a":[1]}', "a.1", None),
+    ('{"a":18446744073709551615}', "a", "18446744073709551615"),
+    ('{"a":12345678901234567890123}', "a", "12345678901234567890123"),
+    ('{"a":"\\ud83e\\uddfe\\u0007"}', "a", "🧾\x07"),
+    ('{"a":"\u2028/"}', "a", "\u2028/"),
+    ('{"a":{"b":"\u2028/"}}', "a", '{"b":"\u2028/"}'),
+    ('{"a":{}}', "a", "{}"),
+    ('{"a":null}', "a", None),
+    ('{"a":false}', "a", "false"),
+    ('{"a.b":7.0}', '"a.b"', "7.0"),
+    ('{"":7.0}', '""', "7.0"),
+    ('{"\\"":7.0}', '"\\""', "7.0"),
+    ('{"a~":7.0}', "a~", "7.0"),
+    ('{"x":"\\"a\\":5","a":7.0}', "a", "7.0"),
+    ("{}", "a", None),
+]
+
+
+def test_metadata_values_keep_their_spelling(databases: Databases) -> None:
+    """ClickHouse's own functions would write 1.0 as 1, 1e3 as 1000, and / as \\/."""
+    store = databases.store()
+    rows = [row(seq, name=f"n{seq}") | {"metadata": text} for seq, (text, _, _) in enumerate(METADATA)]
+    store.write(batch(rows))
+    for seq, (text, path, expected) in enumerate(METADATA):
+        query = Query.build(group_by=f"metadata.{path}", name=f"n{seq}")
+        (found,) = store.aggregate(query).to_pylist()
+        assert found[f"metadata.{path}"] == expected, text
+
+
+# -- addresses, and servers that do not answer ---------------------------------------------------------------
+
+
+def test_a_url_is_understood() -> None:
+    url = "clickhouse://me:p%40ss@db.example:9999/shop?secure=1&cluster=main&ttl_days=400&timeout=5"
+    expected = Address("db.example", 9999, "shop", "me", "p@ss", True, "main", 400, 5)
+    assert Address.parse(url) == expected
+    plain = Address.parse("clickhouse://db.example")
+    assert plain == Address("db.example", 8123, "default", "default", "", False, None, None, 30)
+    assert Address.parse("clickhouse://db.example?secure=true").port == 8443
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("secure=yes", "secure"),
+        ("ttl_days=-1", "ttl_days"),
+        ("ttl_days=²", "ttl_days"),
+        ("timeout=0", "timeout"),
+        ("timeout=1e3", "timeout"),
+        ("pasword=secret", "no option 'pasword'"),
+        ("secure", "not a URL of ClickHouse"),
+    ],
+)
+def test_a_url_that_is_wrong_says_so(options: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        ClickHouse(f"clickhouse://me:{SECRET[:4]}word@db.example/shop?{options}")
+    assert SECRET[:4] not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_is_away_is_an_error_without_the_password() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    store = ClickHouse(f"clickhouse://me:verysecret@127.0.0.1:{port}/shop")
+    for ask in (lambda: store.write(batch([row(0)])), store.info, lambda: store.scan(Query())):
+        with pytest.raises(StoreError, match=rf"clickhouse://me:\*\*\*@127.0.0.1:{port}/shop") as caught:
+            ask()
+        assert "verysecret" not in str(caught.value)
+
+
+def test_a_server_that_hangs_is_an_error_in_time() -> None:
+    """It takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = ClickHouse(f"clickhouse://127.0.0.1:{silent.getsockname()[1]}/shop?timeout=1")
+        started = time.monotonic()
+        with pytest.raises(StoreError, match="cannot write to"):
+            store.write(batch([row(0)]))
+        assert time.monotonic() - started < 30  # ten times what it may take
+    store.close()
+    store.close()

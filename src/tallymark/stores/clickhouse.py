@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import clickhouse_connect
 import pyarrow as pa
@@ -71,6 +71,14 @@ _JOINED: Final = {"async_insert": 1, "wait_for_async_insert": 1}
 _ROWS: Final = {"async_insert": 0, "max_partitions_per_insert_block": 0}
 
 
+class _Begun(NamedTuple):
+    """A write that was announced: how far it was to come in a journal."""
+
+    journal: str
+    write: str
+    until: int
+
+
 class ClickHouse(Store):
     """The store behind ``clickhouse://user:password@host:port/database``; see :class:`tallymark.store.Store`.
 
@@ -106,43 +114,42 @@ class ClickHouse(Store):
         with self._writing, self._errors("write to"):
             self._create()
             write, journals = uuid.uuid4().hex, list(batch.positions)
-            self._come_to(write, dict.fromkeys(journals, 0))
+            self._note([(journal, write, 0, end) for journal, end in batch.positions.items()])
             stored, begun = self._ledger(journals, write)
             news = fresh(batch, stored)
-            given_up = sorted({other for others in begun.values() for other in others})
-            rows = self._missing(news.table, given_up)
+            rows = self._missing(news.table, sorted({each.write for each in begun}))
             if rows.num_rows:
                 self._send(rows, write)
             ends = {journal: news.positions.get(journal) or stored[journal] for journal in journals}
-            self._come_to(write, ends, begun)
+            own = [_Begun(journal, write, end) for journal, end in batch.positions.items()]
+            # Of a write that was to come further there may be rows that were not looked for: it stays begun.
+            over = [each for each in (*own, *begun) if each.until <= ends[each.journal]]
+            self._note([(each.journal, each.write, ends[each.journal], each.until) for each in over])
 
     def positions(self, journals: list[str]) -> dict[str, int]:
         """How far each of these journals is stored."""
         with self._errors("read"):
             return self._ledger(journals)[0] if journals and self._exists() else {}
 
-    def _come_to(self, write: str, ends: Mapping[str, int], others: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Keep how far a write, and those that it took over, came in each journal; 0 announces it."""
-        rows = [
-            {"journal": journal, "write": name, "position": end}
-            for journal, end in ends.items()
-            for name in (write, *(others or {}).get(journal, ()))
-        ]
-        self._insert(POSITIONS, pa.Table.from_pylist(rows), _JOINED)
+    def _note(self, rows: list[tuple[str, str, int, int]]) -> None:
+        """Keep how far writes came, and were to come."""
+        columns = [pa.array(column) for column in zip(*rows, strict=True)]
+        names = ["journal", "write", "position", "until"]
+        self._insert(POSITIONS, pa.table(columns, names=names), _JOINED)
 
-    def _ledger(self, journals: Sequence[str], write: str = "") -> tuple[dict[str, int], dict[str, list[str]]]:
+    def _ledger(self, journals: Sequence[str], write: str = "") -> tuple[dict[str, int], list[_Begun]]:
         """How far each journal is stored, and which other writes of it were announced and are not known to be over."""
         if self._tables.cluster and write:
             self._command(f"SYSTEM SYNC REPLICA {POSITIONS} LIGHTWEIGHT")
         sql = (
-            "SELECT journal, max(position) AS stored, groupArrayIf(write, position = 0) AS begun FROM"
-            f" (SELECT journal, write, max(position) AS position FROM {POSITIONS}"
+            "SELECT journal, max(position) AS stored, groupArrayIf((write, until), position = 0) AS begun FROM"
+            f" (SELECT journal, write, max(position) AS position, max(until) AS until FROM {POSITIONS}"
             " WHERE journal IN {journals:Array(String)} AND write != {write:String} GROUP BY journal, write)"
             " GROUP BY journal"
         )
         found = self._query(sql, {"journals": list(journals), "write": write}).to_pylist()
         stored = {row["journal"]: row["stored"] for row in found if row["stored"]}
-        return stored, {row["journal"]: row["begun"] for row in found if row["begun"]}
+        return stored, [_Begun(row["journal"], *each.values()) for row in found for each in row["begun"]]
 
     def _missing(self, rows: pa.Table, given_up: Sequence[str]) -> pa.Table:
         """Those of the rows that no write that was given up has brought in."""

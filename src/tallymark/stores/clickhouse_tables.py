@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tallymark.model import RESERVED_TYPE
 from tallymark.stores.sql import COLUMNS
 
 VERSION: Final = 2
@@ -18,7 +19,7 @@ RECORDS: Final = "tallymark_records"
 INCOMING: Final = "tallymark_incoming"
 """What rows are inserted into; it keeps nothing itself, but passes them on unless their write is over."""
 POSITIONS: Final = "tallymark_positions"
-"""For each journal and write how far it came; 0 while that is not known."""
+"""For each journal and write how far it came (0 while that is not known), and how far it was to come."""
 FENCED: Final = "tallymark_fenced"
 """Writes that were given up: rows of theirs that arrive now are refused."""
 DOOMED: Final = "tallymark_doomed"
@@ -58,6 +59,7 @@ _INDEXES: Final = tuple(
 # A journal's file is deleted once its rows are here.
 _DURABLE: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
 _WINDOW: Final = 10_000
+_MONTH: Final = "TTL at + INTERVAL 30 DAY"
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,17 @@ class Tables:
             ),
             self._table(
                 POSITIONS,
-                "journal String, write String, position Int64, at DateTime DEFAULT now()",
+                "journal String, write String, position Int64, until Int64, at DateTime DEFAULT now()",
                 "ReplacingMergeTree",
                 "ORDER BY (journal, write)",
                 version="position",
             ),
-            self._table(FENCED, "write String, at DateTime DEFAULT now()", "MergeTree", "ORDER BY write"),
+            self._table(FENCED, "write String, at DateTime DEFAULT now()", "MergeTree", f"ORDER BY write {_MONTH}"),
             self._table(
                 DOOMED,
                 "deletion String, journal String, seq Int64, at DateTime DEFAULT now()",
                 "MergeTree",
-                "ORDER BY (deletion, journal, seq)",
+                f"ORDER BY (deletion, journal, seq) {_MONTH}",
             ),
             self._table(
                 BOOKS,
@@ -156,7 +158,8 @@ class Tables:
 
     def ttl(self, days: int) -> str:
         """What makes the server itself forget records after so many days; 0 ends that."""
-        change = f"MODIFY TTL toDateTime(intDiv(timestamp, 1000000000), 'UTC') + INTERVAL {days:d} DAY"
+        time = f"toDateTime(intDiv(timestamp, 1000000000), 'UTC') + INTERVAL {days:d} DAY"
+        change = f"MODIFY TTL {time} DELETE WHERE metric_type != '{RESERVED_TYPE}'"
         return f"ALTER TABLE {self.records}{self.on_cluster} {change if days else 'REMOVE TTL'}"
 
 
