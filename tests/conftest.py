@@ -63,3 +63,27 @@ def rabbitmq_url() -> Iterator[str]:
 
     with rabbitmq_server() as url:
         yield url
+
+
+STORES = ("lake", "sqlite", "postgres", "clickhouse", "json_files")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which stores passed the suite that all of them have to; with CI set, fail where one is not among them."""
+    from tallymark.testing.conformance import StoreConformance
+
+    suite = {name for name in vars(StoreConformance) if name.startswith("test_")}
+    passed: dict[str, set[str]] = {store: set() for store in STORES}
+    for report in terminalreporter.stats.get("passed", []):
+        file, _, test = report.nodeid.partition("::")
+        store = file.rpartition("/test_")[2].removesuffix(".py")
+        name = test.rpartition("::")[2].partition("[")[0]
+        if store in passed and name in suite:
+            passed[store].add(name)
+    said = ", ".join(f"{store} {len(names)} of {len(suite)}" for store, names in passed.items())
+    terminalreporter.write_line(f"conformance of stores: {said}")
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    if os.environ.get("CI") and everything and any(names != suite for names in passed.values()):
+        terminalreporter.write_line("a store did not pass, or did not run, the whole suite", red=True)
+        assert terminalreporter._session is not None
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
