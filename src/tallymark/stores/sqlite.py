@@ -175,7 +175,7 @@ class Sqlite(Store):
         done = super().maintain(now, retention, strays=strays)
         if self._link.exists():
             with self._errors("look after"), self._link.alone() as connection:
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                connection.executescript("PRAGMA incremental_vacuum")  # execute would free one page
                 connection.execute("PRAGMA optimize")
         return done
 

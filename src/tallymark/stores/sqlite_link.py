@@ -40,8 +40,8 @@ def wal_fault() -> str | None:
     if not _FAULTY[0] <= sqlite3.sqlite_version_info <= _FAULTY[1]:
         return None
     return (
-        f"SQLite {sqlite3.sqlite_version} can damage a file that two programs write to at once (the WAL-reset bug, mended"
-        " in 3.51.3): tallymark never does, but let nothing else write to the file of a store"
+        f"SQLite {sqlite3.sqlite_version} can damage a file that two programs write to at once (the WAL-reset bug,"
+        " mended in 3.51.3): tallymark never does, but let nothing else write to the file of a store"
     )
 
 

@@ -21,7 +21,7 @@ SERIES: Final = ("service", "metric_type", "name", "unit", "description")
 """The columns of tallymark_series."""
 
 ROWS: Final = "(SELECT *, journal AS journal_id FROM tallymark_rows) AS records"
-"""The relation of the records, as far as conditions need it: those on texts of a series, and on ids, ask for numbers."""
+"""The relation of the records as far as conditions need it: those on texts of a series, and on ids, ask for numbers."""
 
 RECORDS: Final = f"""(
     SELECT r.timestamp, j.journal, r.seq, {", ".join(f"s.{column}" for column in SERIES)},
