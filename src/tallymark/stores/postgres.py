@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pgpq
@@ -28,11 +28,6 @@ from tallymark.stores.postgres_parts import Part
 from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer, output_schema
 from tallymark.stores.retention import DAY_NS, Retention
 from tallymark.stores.sql import COLUMNS, aggregate_sql, check_rows, scan_sql
-
-REVISION: Final = "0001"
-"""The schema that this program knows. Newer ones only add, so it writes to those too."""
-
-REVISIONS: Final = Path(__file__).parent / "postgres_migrations"
 
 PATIENCE_SECONDS: Final = 60.0
 """A server that is silent for so long is given up; but for what may take long."""
@@ -116,6 +111,10 @@ class Postgres(Store):
     Raises:
         ConfigError: the URL is none.
     """
+
+    revision: ClassVar = "0001"
+    """The newest schema that this program knows. Newer ones only add, so it writes to those too."""
+    revisions: ClassVar = Path(__file__).parent / "postgres_migrations"
 
     def __init__(self, place: str, *, url: str | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._url = url or shown(place)
@@ -228,7 +227,7 @@ class Postgres(Store):
         with contextlib.suppress(*_NO_STORE), self._link.transaction("READ ONLY") as cursor:
             cursor.execute("SELECT version_num FROM tallymark.alembic_version")
             found = cursor.fetchone()
-        if found is None or found[0] < REVISION:
+        if found is None or found[0] < self.revision:
             self._upgrade()
         self._is_current = True
 
@@ -255,10 +254,12 @@ class Postgres(Store):
                 for name, value in settings.items():
                     ask(connection, "SELECT set_config(:name, :value, true)", name=name, value=value)
                 ask(connection, "SELECT pg_advisory_xact_lock(:lock)", lock=parts.LOCK)
+                # Whoever reads or writes would have to wait with it for a table that is in use.
+                ask(connection, f"SELECT set_config('lock_timeout', '{LOCK_MILLISECONDS}', true)")
                 # A role that may not make schemas can use one that somebody else has made for it.
                 if ask(connection, "SELECT to_regnamespace('tallymark') IS NULL"):
                     connection.execute(text("CREATE SCHEMA tallymark"))
-                upgrade(connection, REVISIONS, "tallymark")
+                upgrade(connection, self.revisions, "tallymark")
         except DBAPIError as error:
             raise error.orig or error from error
         finally:

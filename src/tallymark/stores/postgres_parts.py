@@ -78,7 +78,7 @@ def make(cursor: Cursor, days: Sequence[int], today: int) -> None:
         )
 
 
-def missing(parts: Sequence[Part], days: Sequence[int], today: int) -> list[Part]:
+def missing(parts: Sequence[Part], days: Sequence[int], today: int, most: int | None = None) -> list[Part]:
     """What has to be made so that there is a partition for each of some days."""
     found = sorted(parts)
     made: list[Part] = []
@@ -86,7 +86,7 @@ def missing(parts: Sequence[Part], days: Sequence[int], today: int) -> list[Part
         if any(part.first <= day < part.until for part in found):
             continue
         part = Part(day, day + DAY_NS)
-        if abs(day - today) > NEAR * DAY_NS and len(found) >= MOST:
+        if abs(day - today) > NEAR * DAY_NS and len(found) >= (MOST if most is None else most):
             year = _day(day).year
             begin = max([_start(year), *(one.until for one in found if one.until <= day)])
             end = min([_start(year + 1), *(one.first for one in found if one.first > day)])

@@ -61,8 +61,8 @@ AS $$
         WHEN digits = 0 THEN 0
         WHEN exponent + size > 400 THEN sign * 'Infinity'::float8
         WHEN exponent + size < -400 THEN 0
-        WHEN abs(digits * 10::numeric ^ exponent) >= 1.7976931348623158e308 THEN sign * 'Infinity'::float8
-        WHEN abs(digits * 10::numeric ^ exponent) <= 2.4703282292062328e-324 THEN 0
+        WHEN abs($1::numeric) >= 1.7976931348623158e308 THEN sign * 'Infinity'::float8
+        WHEN abs($1::numeric) <= 2.4703282292062328e-324 THEN 0
         ELSE $1::float8
     END
     FROM (
