@@ -16,18 +16,22 @@ from typing import Final, Protocol, TypeVar
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
+from tallymark import log
 from tallymark.batch import CLOSED, SCHEMA, Batch
 from tallymark.errors import StoreError
 from tallymark.lane_reader import lanes
 from tallymark.location import local_folder
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Filter, Query
-from tallymark.store import Maintenance, Store, StoreInfo
+from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off, utc_day
 from tallymark.stores.duck import Engine, FileGone
 from tallymark.stores.objects import said
+from tallymark.stores.plan import plan
 from tallymark.stores.retention import Retention
+from tallymark.stores.rolled import Rolled, relative_error
+from tallymark.stores.rollups import Rollups
 
 MIB: Final = 1 << 20
 
@@ -97,6 +101,8 @@ class Lake(Store):
             self._folder = Path(place)
             self._delta = Delta(self._folder / "table")
         self._engine = Engine(self._delta.objects)
+        self._rolled = Rolled(self._engine)
+        self._rollups = Rollups(self._folder / "rollups", self._delta.objects)
 
     def write(self, batch: Batch) -> None:
         """Keep a batch in one commit of the table, synced to the disk."""
@@ -174,6 +180,7 @@ class Lake(Store):
 
     def close(self) -> None:
         """Give everything back."""
+        self._rollups.close()
         self._engine.close()
 
     def compact(self, now: int | None = None) -> int:
@@ -195,16 +202,26 @@ class Lake(Store):
             return self._delta.vacuum(hours, strays=strays)
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
-        """Compact, delete whole days that are too old, vacuum."""
+        """Compact, delete whole days that are too old, vacuum, make rollups."""
         compacted = self.compact(now)
         deleted = super().maintain(now, retention).deleted
-        return Maintenance(compacted, deleted, self.vacuum(strays=strays))
+        vacuumed = self.vacuum(strays=strays)
+        self.roll_up()
+        return Maintenance(compacted, deleted, vacuumed)
+
+    def roll_up(self) -> int:
+        """Make the rollups that are missing, and remove those of files that are gone; how many were made."""
+        with _driver_errors("read", self._url):
+            snapshot = self._delta.snapshot()
+        rows = [file.rows for file in snapshot.stored]
+        return self._rollups.keep(dict(zip(snapshot.files, rows, strict=True)))
 
     def purge(self, now: int, *, strays: bool = False) -> list[str]:
         """Remove every file that is not of the newest version."""
         self.compact(now)
         self.vacuum(0)
         self.vacuum(strays=strays)
+        self._rollups.remove_others(self._delta.snapshot().files)
         advice = "a writer that died left it, or one is at work: try again in an hour"
         with _driver_errors("read", self._url):
             return [f"{path}: no file of the table; {advice}" for path in self._delta.strays()]
@@ -220,9 +237,23 @@ class Lake(Store):
 
             def run(snapshot: Snapshot) -> pa.Table:
                 rows = [journal.rows(snapshot.positions.get(journal.journal, 0)) for journal in journals]
-                return self._engine.answer(query, pa.concat_tables([_NOTHING, *rows]), snapshot.files)
+                return self._answer(query, snapshot, pa.concat_tables([_NOTHING, *rows]))
 
             return self._on_snapshot(journals, query, run)
+
+    def _answer(self, query: Query, snapshot: Snapshot, rows: pa.Table) -> pa.Table:
+        if not query.aggregates:
+            return self._engine.answer(query, rows, snapshot.files)
+        chosen = plan(query, snapshot, self._rollups.paths())
+        if chosen is not None:
+            try:
+                found = self._rolled.answer(query, chosen, rows)
+            except FileGone as error:  # either a sidecar, then the records are there, or a file of the table
+                log.warning("without rollups: %s", error)
+            else:
+                return with_origin(found, Origin(chosen.source, chosen.scanned + rows.num_rows, relative_error(query)))
+        scanned = rows.num_rows + sum(file.rows for file in snapshot.stored)
+        return with_origin(self._engine.answer(query, rows, snapshot.files), Origin(scanned=scanned))
 
     def _on_snapshot(self, journals: Sequence[LiveJournal], query: Query, use: Callable[[Snapshot], T]) -> T:
         """Use the newest version of the table; a newer one when its files were replaced meanwhile."""

@@ -52,7 +52,7 @@ def plan(query: Query, snapshot: Snapshot, sidecars: Mapping[str, str]) -> Plan 
     levels = _levels(query)
     pairs = list(zip(snapshot.files, snapshot.stored, strict=True))
     rolled = [(path, file) for path, file in pairs if name_of(path) in sidecars and file.first is not None]
-    if not levels or sum(_records(file, query.start, query.end) for _, file in rolled) < MANY_RECORDS:
+    if not levels or not rolled or sum(_records(file, query.start, query.end) for _, file in rolled) < MANY_RECORDS:
         return None
     start, end = _range(query, [file for _, file in rolled], levels[-1].length)
     pieces, scanned = [], 0

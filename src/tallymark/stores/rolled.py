@@ -229,7 +229,7 @@ def _merged(table: pa.Table) -> pa.Table:
     found = _histograms(table)
     offsets: Any = pa.array(np.searchsorted(found.groups, np.arange(table.num_rows + 1)), pa.int32())
     for name, values in zip(_BUCKETS, (found.keys, found.counts), strict=True):
-        lists = pa.ListArray.from_arrays(offsets, pa.array(values))
+        lists = pa.ListArray.from_arrays(offsets, pa.array(values, pa.int64()))
         table = table.set_column(table.column_names.index(name), name, lists)
     return table
 

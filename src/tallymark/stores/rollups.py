@@ -13,7 +13,7 @@ of one metric type together are a fraction of the rows.
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 from pyarrow import parquet
 
+from tallymark import log
 from tallymark.errors import StoreError
 from tallymark.percentile import bucket_sql
 from tallymark.stores.delta import DAY_NS
@@ -169,7 +170,7 @@ class Rollups:
             files: the files of the table, each with its number of records.
 
         Raises:
-            StoreError: a file cannot be read, or a sidecar cannot be written.
+            StoreError: closed meanwhile.
         """
         self.remove_others(files)
         present = self.paths()
@@ -178,10 +179,7 @@ class Rollups:
         if not missing:
             return 0
         self._folder.mkdir(parents=True, exist_ok=True)
-        with self._connection() as connection:
-            for file in missing:
-                self._make(connection, file)
-        return len(missing)
+        return sum(map(self._made, missing))
 
     def remove_others(self, files: Iterable[str]) -> None:
         """Remove every sidecar that is of none of these files, and what was left half made."""
@@ -197,19 +195,23 @@ class Rollups:
         if connection is not None:
             connection.interrupt()
 
-    @contextlib.contextmanager
-    def _connection(self) -> "Iterator[duckdb.DuckDBPyConnection]":
+    def _made(self, file: str) -> bool:
+        """Whether the sidecar of a file could be made."""
         import duckdb
 
         spill = os.path.join(tempfile.gettempdir(), f"tallymark-rollups-{os.getpid()}")
         try:
-            with duckdb.connect(config=_SETTINGS | {"temp_directory": spill}) as connection:
-                self._making = connection
-                yield connection
+            # Each has a connection to itself, so that what one took is given back.
+            with duckdb.connect(config=_SETTINGS | {"temp_directory": spill}) as self._making:
+                self._make(self._making, file)
+        except duckdb.InterruptException as error:
+            raise StoreError(f"no rollups in {self._folder}: closed meanwhile") from error
         except (duckdb.Error, OSError, pa.ArrowException) as error:
-            raise StoreError(f"cannot make rollups in {self._folder}: {error}") from error
+            log.warning("no rollups of %s: %s", file, error)
+            return False
         finally:
             self._making = None
+        return True
 
     def _make(self, connection: "duckdb.DuckDBPyConnection", file: str) -> None:
         """Make the sidecar of a file, or none if that fails."""
