@@ -8,6 +8,7 @@ from typing import Any
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import Error as DriverError
 
+from stores.clickhouse_http import Server
 from tallymark.stores.clickhouse import ClickHouse
 
 
@@ -39,6 +40,10 @@ class Databases:
         """A store with a client of its own."""
         database = database or self.new()
         return ClickHouse(f"clickhouse://host/{database}", client=client or self.client(database))
+
+    def over(self, server: Server) -> ClickHouse:
+        """A store that talks to a server, in a new database."""
+        return ClickHouse(f"{server.url}/{self.client(self.new()).database}")
 
     def sweep(self) -> None:
         """Close the clients that were given, and drop their databases."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from recording import output, python
 
+from stores.clickhouse_http import PASSWORD, Server
 from stores.clickhouse_stores import Databases, Failing, broken, engine
 from tallymark.batch import CLOSED, Batch
 from tallymark.errors import ConfigError, RefusedError, StoreError
@@ -488,3 +489,57 @@ def test_a_server_that_hangs_is_an_error_in_time() -> None:
         assert time.monotonic() - started < 30  # ten times what it may take
     store.close()
     store.close()
+
+
+# -- over HTTP -----------------------------------------------------------------------------------------------
+
+
+def test_the_client_of_a_server_speaks_http(databases: Databases) -> None:
+    server = Server(databases.path)
+    try:
+        with databases.over(server) as store:
+            assert store.info().stored == 0
+            hostile = "'; \\ \n\t{p0:String} 🧾 %s &=+"
+            store.write(batch([row(seq, session_id=hostile if seq % 2 else None, success=True) for seq in range(50)]))
+            assert seqs(store) == list(range(50))
+            assert count(store, session_id=hostile) == 25
+            assert count(store, where={"name": ["checkout", "x" * 16_000, *map(str, range(900))]}) == 50
+            found = store.aggregate(Query.build(window="1h", group_by="success", agg=["p50", "last"])).to_pylist()
+            assert [(one["success"], one["p50"], one["last"]) for one in found] == [(True, 1.0, 1.0)]
+            assert store.delete(Query.build(agg=(), session_id=hostile)) == 25
+            assert (store.info().stored, store.info().deleted) == (25, 25)
+        assert not any(PASSWORD in statement for statement in server.statements)
+    finally:
+        server.close()
+
+
+def test_an_answer_that_is_lost_on_its_way_doubles_nothing(databases: Databases) -> None:
+    """The server has done it, and the connection ends before it says so. The driver itself sends an insert again then:
+    the server knows it by its token.
+    """
+    rows, positions = INCOMING, "tallymark_positions"
+    losing = [rows, positions, *[rows] * 4, *[positions] * 5]
+
+    def lose(statement: str) -> bool:
+        found = next((one for one in losing if statement.startswith("INSERT") and one in statement), None)
+        if found is not None:
+            losing.remove(found)
+        return found is not None
+
+    server, failures = Server(databases.path, lose), []
+    try:
+        with databases.over(server) as store:
+            for end in range(10, 22):
+                try:
+                    store.write(batch(days(0, end)))
+                    assert seqs(store) == list(range(end))
+                except StoreError as error:
+                    failures.append(str(error))
+            assert losing == []
+            assert failures
+            assert PASSWORD not in str(failures)
+            store.write(batch(days(0, 25)))
+            assert seqs(store) == list(range(25))
+            assert store.positions(JOURNALS) == {JOURNALS[0]: 25}
+    finally:
+        server.close()
