@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from recording import eventually, output, python
 
+import tallymark
+from tallymark import Metrics
 from tallymark.batch import CLOSED
 from tallymark.errors import RefusedError, StoreError
 from tallymark.query import Filter, Query
@@ -392,3 +394,18 @@ def test_the_store_behind_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert store.info().url == url
     with open_store(f"sqlite:////{str(tmp_path)[1:]}/metrics.db") as store:
         assert count(store) == 1
+
+
+def test_from_the_recorder_to_the_command_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'metrics.db'}"
+    with Metrics(url, service="shop") as metrics:
+        for number in range(10):
+            metrics.record_operation("api_request", "GET /users", float(number), metadata={"region": "eu"})
+        with tallymark.open(url) as reader:  # what waits in the journals is brought first
+            assert reader.query(since=None, group_by="metadata.region", agg=["count"]).rows() == [
+                {"metadata.region": "eu", "count": 10}
+            ]
+            info = reader.info()
+            assert (info.stored, info.pending, info.dropped) == (10, 0, {})
+    program = ("-m", "tallymark", "query", url, "--agg", "count,p50", "--json")
+    assert '"count":10' in output(python(*program), 120).replace(" ", "")
