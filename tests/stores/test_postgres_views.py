@@ -168,8 +168,12 @@ def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> 
     assert list(columns(url, "processing_metrics")) == names.split()
     stages = ask(
         url,
-        "SELECT stage, AVG(duration_ms) AS avg_duration_ms, "
-        "AVG(CASE WHEN success THEN 100.0 ELSE 0 END) AS success_rate FROM processing_metrics WHERE start_time >= %s AND session_id = %s GROUP BY stage ORDER BY stage",
+        """
+        SELECT stage, AVG(duration_ms) AS avg_duration_ms, AVG(CASE WHEN success THEN 100.0 ELSE 0 END) AS success_rate
+        FROM processing_metrics
+        WHERE start_time >= %s AND session_id = %s
+        GROUP BY stage ORDER BY stage
+        """,
         (datetime.now(UTC) - timedelta(hours=24)).replace(tzinfo=None).isoformat(),
         session,
     )
