@@ -7,6 +7,8 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -407,5 +409,26 @@ def test_from_the_recorder_to_the_command_line(tmp_path: Path) -> None:
             ]
             info = reader.info()
             assert (info.stored, info.pending, info.dropped) == (10, 0, {})
-    program = ("-m", "tallymark", "query", url, "--agg", "count,p50", "--json")
-    assert '"count":10' in output(python(*program), 120).replace(" ", "")
+    assert tallymark_command("query", url, "--agg", "count,p50", "--json").startswith('{"count":10')
+
+
+def tallymark_command(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tallymark", *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace(" ", "")
+
+
+def test_erasing_leaves_no_byte_beside_the_file(tmp_path: Path) -> None:
+    url, secret = f"sqlite:///{tmp_path / 'metrics.db'}", "subject-4f0c"
+    with Metrics(url, service="shop") as metrics:
+        for number in range(300):
+            metrics.record("operation", "x", 1.0, session_id=secret if number % 3 == 0 else None)
+        metrics.flush(timeout=120)
+        metrics.record("operation", "x", 1.0, session_id=secret)  # this one waits in a journal
+        assert traces(tmp_path / "metrics.db", secret)
+        tallymark_command("erase", url, "--session", secret, "--yes")
+        assert traces(tmp_path / "metrics.db", secret) == []
+        with tallymark.open(url) as reader:
+            assert (reader.info().stored, reader.info().deleted) == (200, 101)

@@ -294,7 +294,7 @@ def _dropped(own: pa.Table) -> Counter[str]:
     found = Counter[str]()
     for row in own.to_pylist():
         if row["name"] == "dropped":
-            found[_DROPPED + str(json.loads(row["metadata"])["reason"])] += int(row["value"])
+            found[_DROPPED + str(json.loads(row["metadata"]).get("reason"))] += int(row["value"])
     return found
 
 
