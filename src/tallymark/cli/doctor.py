@@ -205,6 +205,8 @@ class _Journey:
         import tallymark
         from tallymark.location import split
 
+        scheme, place = split(self._store)
+        in_folder = scheme == "lake" and "://" not in place
         with (
             tallymark.Metrics(self._store, service="tallymark-doctor") as metrics,
             tallymark.open(self._store) as reader,
@@ -232,7 +234,7 @@ class _Journey:
                 ),
                 (
                     "store -> read back",
-                    self._read_parquet if split(self._store)[0] == "lake" else lambda: self._read_back(reader),
+                    self._read_parquet if in_folder else lambda: self._read_back(reader),
                     "another process may have removed it: tallymark info",
                 ),
             )
