@@ -241,6 +241,24 @@ def test_a_long_log_is_shortened_under_those_who_read_it(
     assert (count(other), count(store), other.positions(JOURNALS)) == (5, 5, {JOURNALS[0]: 10})
 
 
+def test_many_small_files_are_joined(store: JsonFiles, folder: Path) -> None:
+    with JsonFiles(folder) as other:
+        for seq in range(40):
+            store.write(batch([row(number) for number in range(seq * 40, seq * 40 + 40)]))
+        foreign(folder, OPERATION)
+        before = store.scan(Query()).to_pylist()
+        names = {path.name for path in files(folder)}
+        (newest,) = {max(names)}
+        assert store.maintain(NOON, None).compacted == 38
+        assert store.maintain(NOON, None).compacted == 0
+        left = {path.name for path in files(folder)}
+        assert left < names
+        assert len(left) == 3
+        assert newest in left
+        assert store.scan(Query()).to_pylist() == other.scan(Query()).to_pylist() == before
+        assert (store.info().stored, store.info().deleted) == (1_601, 0)
+
+
 # -- what others do to the files -----------------------------------------------------------------------------
 
 

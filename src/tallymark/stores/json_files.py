@@ -34,6 +34,9 @@ __all__ = ["NAME", "JsonFiles", "read_batch_file"]
 RECORDS_PER_FILE: Final = 1_000
 """The most that one file holds; who reads such files is used to that."""
 
+MANY_FILES: Final = 16
+"""How many small files of one day are worth joining."""
+
 _NOTHING: Final = SCHEMA.empty_table()
 
 
@@ -146,10 +149,36 @@ class JsonFiles(Store):
             return StoreInfo(self._url, stored, 0, dict(dropped), size, ledger.deleted + gone)
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
-        """Delete records that are too old, and tidy up."""
+        """Join small files, delete records that are too old, and tidy up."""
+        compacted = self._join()
         done = super().maintain(now, retention, strays=strays)
         self.purge(now)
-        return done
+        return replace(done, compacted=compacted)
+
+    def _join(self) -> int:
+        """Join small files of one day, where there are many; returns how many are gone.
+
+        The last of each keeps its name: nobody who removes files by their names removes any of it sooner.
+        """
+        if not self._folder.is_dir():
+            return 0
+        with self._locked("tidy up", write=True) as ledger:
+            small: dict[str, list[str]] = {}
+            for name, known in sorted(ledger.files.items()):
+                if known.rows < RECORDS_PER_FILE // 2 and _size(self._folder / name) == known.bytes:
+                    small.setdefault(name[: len("metrics_20251216")], []).append(name)
+            change = Change()
+            with self._discarding(change):
+                for names in small.values():
+                    for part in _parts(names, ledger) if len(names) >= MANY_FILES else ():
+                        if len(part) == 1:
+                            continue
+                        rows = pa.concat_tables([self._read(name) for name in part])
+                        self._draft(change, part[-1], rows, batch_moment(part[-1]) or 0)
+                        change.gone += part[:-1]
+                if change.gone:
+                    ledger.commit(change)
+            return len(change.gone)
 
     def purge(self, now: int, *, strays: bool = False) -> list[str]:
         """Remove what writers left that died."""
@@ -202,6 +231,19 @@ class JsonFiles(Store):
 _DROPPED: Final = Query.build(
     where={"metric_type": RESERVED_TYPE, "name": "dropped"}, group_by="metadata.reason", agg="sum"
 )
+
+
+def _parts(names: list[str], ledger: Ledger) -> Iterator[list[str]]:
+    """The names in their order, as many at a time as make a file."""
+    part: list[str] = []
+    rows = 0
+    for name in names:
+        if rows + ledger.files[name].rows > RECORDS_PER_FILE:
+            yield part
+            part, rows = [], 0
+        part.append(name)
+        rows += ledger.files[name].rows
+    yield part
 
 
 def _own_rows(ledger: Ledger) -> pa.Table:
