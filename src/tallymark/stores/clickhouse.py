@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import clickhouse_connect
@@ -25,13 +26,16 @@ from tallymark.errors import QueryError, RefusedError, StoreError
 from tallymark.location import shown
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
-from tallymark.store import Maintenance, Store, StoreInfo
+from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores.clickhouse_address import Address
+from tallymark.stores.clickhouse_rollups import DAY_NS, DAYS_AT_ONCE, DAYS_SQL, Day, cut, fits, pieces_sql
 from tallymark.stores.clickhouse_sql import ClickHouseStatement
 from tallymark.stores.clickhouse_tables import (
     BOOKS,
     DOOMED,
     FENCED,
+    HOURS,
+    HOURS_OF_RECORDS,
     INCOMING,
     POSITIONS,
     RECORDS,
@@ -209,9 +213,17 @@ class ClickHouse(Store):
             if not self._exists():
                 return types.empty_table()
             statement = ClickHouseStatement()
-            found = self._query(aggregate_sql(statement, f"{RECORDS} AS records", query), statement.parameters)
+            pieces = cut(query, self._days()) if not self._tables.cluster and fits(query) else []
+            summed = any(piece.summed for piece in pieces)
+            sql = (
+                pieces_sql(statement, query, pieces)
+                if summed
+                else aggregate_sql(statement, f"{RECORDS} AS records", query)
+            )
+            found = self._query(sql, statement.parameters)
         check_rows(found.num_rows)
-        return found.rename_columns(list(query.output)).cast(types)
+        origin = Origin("1h rollups and raw" if summed else "raw")
+        return with_origin(found.rename_columns(list(query.output)).cast(types), origin)
 
     def info(self) -> StoreInfo:
         """What is stored; bytes are those on the disks of the servers."""
@@ -284,7 +296,26 @@ class ClickHouse(Store):
         with self._errors("tidy"):
             if self._exists():
                 self._prune_positions()
+                if retention is not None and not self._tables.cluster:  # one server does so, not every machine
+                    self._sum_up()
         return done
+
+    def _days(self) -> list[Day]:
+        if self._version < VERSION and self._reached() < VERSION:
+            return []
+        return [Day(*row.values()) for row in self._query(DAYS_SQL).to_pylist()]
+
+    def _sum_up(self) -> None:
+        """Sum up days anew whose hours are not right."""
+        days = self._days()
+        if any(day.masked for day in days):
+            self._command(f"ALTER TABLE {RECORDS} APPLY DELETED MASK", settings={"mutations_sync": 2})
+            days = self._days()
+        for day in [day for day in days if not day.right][:DAYS_AT_ONCE]:
+            first = day.day * DAY_NS
+            where = f"WHERE timestamp >= {first} AND timestamp < {first + DAY_NS}"
+            self._command(f"ALTER TABLE {HOURS} DROP PARTITION '{date(1970, 1, 1) + timedelta(day.day)}'")
+            self._command(f"INSERT INTO {HOURS} {HOURS_OF_RECORDS.format(where=where)}")
 
     def _prune_positions(self) -> None:
         (found,) = self._query(f"SELECT count() AS n FROM {POSITIONS}").to_pylist()

@@ -11,7 +11,7 @@ from typing import Final
 from tallymark.model import RESERVED_TYPE
 from tallymark.stores.sql import COLUMNS
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the schema: how many steps there are in :meth:`Tables.steps`."""
 
 RECORDS: Final = "tallymark_records"
@@ -26,11 +26,23 @@ DOOMED: Final = "tallymark_doomed"
 """The ids of records that are being deleted."""
 BOOKS: Final = "tallymark_books"
 """How many records were deleted, one row for each deletion."""
+HOURS: Final = "tallymark_hours"
+"""What the records of an hour and a series sum up to; not on clusters."""
 SCHEMA_TABLE: Final = "tallymark_schema"
 """Versions of the schema that were reached."""
 
 FENCE_ERROR: Final = "this write was given up"
 """What an insert that comes too late is told."""
+
+HOUR_NS: Final = 3_600_000_000_000
+
+HOURS_OF_RECORDS: Final = (
+    f"SELECT intDiv(timestamp, {HOUR_NS}) * {HOUR_NS} AS start, service, metric_type, name, unit,"
+    " toInt8(if(isNull(success), -1, assumeNotNull(success))) AS outcome, toInt64(count()) AS n, sum(value) AS total,"
+    " min(value) AS smallest, max(value) AS largest, max((timestamp, toString(journal), seq, value)) AS latest"
+    f" FROM {RECORDS} {{where}} GROUP BY start, service, metric_type, name, unit, outcome"
+)
+"""SQL, but for a WHERE."""
 
 _DAY: Final = "toDate(intDiv(timestamp, 1000000000), 'UTC')"
 _TIME: Final = "time DateTime64(9, 'UTC') ALIAS fromUnixTimestamp64Nano(timestamp, 'UTC')"
@@ -133,7 +145,24 @@ class Tables:
         ]
         tables = [self.records, RECORDS] if self.cluster else [RECORDS]
         second = [f"ALTER TABLE {table}{self.on_cluster} ADD COLUMN IF NOT EXISTS {_TIME}" for table in tables]
-        return [first, second]
+        return [first, second, [] if self.cluster else self._hours()]
+
+    def _hours(self) -> list[str]:
+        columns = (
+            "start Int64 CODEC(Delta, ZSTD(1)), service LowCardinality(String), metric_type LowCardinality(String),"
+            " name LowCardinality(String), unit LowCardinality(String), outcome Int8,"
+            " n SimpleAggregateFunction(sum, Int64), total SimpleAggregateFunction(sum, Float64),"
+            " smallest SimpleAggregateFunction(min, Float64), largest SimpleAggregateFunction(max, Float64),"
+            " latest SimpleAggregateFunction(max, Tuple(Int64, String, Int64, Float64))"
+        )
+        order = (
+            "PARTITION BY toDate(intDiv(start, 1000000000), 'UTC')"
+            " ORDER BY (metric_type, name, service, unit, outcome, start)"
+        )
+        return [
+            self._table(HOURS, columns, "AggregatingMergeTree", order, sharded=True),
+            f"CREATE MATERIALIZED VIEW IF NOT EXISTS {HOURS}_view TO {HOURS} AS {HOURS_OF_RECORDS.format(where='')}",
+        ]
 
     def versions(self) -> str:
         """What makes the table of the versions."""
