@@ -45,6 +45,9 @@ from tallymark.stores.sqlite_sql import (
 DELETED_AT_ONCE: Final = 50_000
 """So many records are forgotten in one transaction: the file is not held for long."""
 
+FREED_AT_ONCE: Final = 16_384
+"""So many free pages are given back by one upkeep: 64 MiB, which first have to go through the log."""
+
 _DROPPED: Final = "dropped "
 
 _INSERT: Final = (
@@ -147,7 +150,7 @@ class Sqlite(Store):
             sql = f"SELECT timestamp, journal_id, seq{', metadata' if hard else ''} FROM {ROWS} WHERE {where}"
             kinds = [(name, "i8") for name in names] + [("metadata", "O")] * bool(hard)
             found = np.fromiter(connection.execute(sql, statement.parameters), np.dtype(kinds))
-        columns = [found[name].tolist() for name in names]
+        columns: list[Any] = [found[name] for name in names]
         if hard:
             # To DuckDB the number of a journal is its name; nothing is compared with it.
             made: dict[str, Any] = {name: pa.array(found[name]) for name in (*names, "metadata")}
@@ -155,10 +158,10 @@ class Sqlite(Store):
             nothing = pa.nulls(len(found))
             table = pa.table({name: made.get(name, nothing) for name in SCHEMA.names})
             ids = self._engine.ids(Query(filters=hard), table)
-            columns = [ids[name].to_numpy().tolist() for name in names]
-        keys = zip(*columns, strict=True)
-        while part := list(itertools.islice(keys, DELETED_AT_ONCE)):
-            yield part
+            columns = [ids[name].to_numpy() for name in names]
+        for first in range(0, len(columns[0]), DELETED_AT_ONCE):
+            part = slice(first, first + DELETED_AT_ONCE)
+            yield list(zip(*(column[part].tolist() for column in columns), strict=True))
 
     def info(self) -> StoreInfo:
         """What is stored, from the books. Bytes are those of the file and of what waits to be merged into it."""
@@ -175,7 +178,9 @@ class Sqlite(Store):
         done = super().maintain(now, retention, strays=strays)
         if self._link.exists():
             with self._errors("look after"), self._link.alone() as connection:
-                connection.executescript("PRAGMA incremental_vacuum")  # execute would free one page
+                # As a script: execute would take one step, which frees one page.
+                connection.executescript(f"PRAGMA incremental_vacuum({FREED_AT_ONCE})")
+                connection.execute("PRAGMA analysis_limit = 1000")
                 connection.execute("PRAGMA optimize")
         return done
 
