@@ -1,6 +1,8 @@
 """The commands that move records: ``export``, ``import`` and ``migrate``."""
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tallymark.moving.arrivals import Brought
     from tallymark.moving.formats import Format
     from tallymark.moving.migrate import Migrated, Window
+    from tallymark.moving.progress import Progress
     from tallymark.query import Query
     from tallymark.store import Store
 
@@ -27,8 +30,6 @@ UntilOption = Annotated[
     str | None, typer.Option(metavar="TIME", help="The end, itself not included.", show_default="the newest record")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document, on stdout.")]
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -88,26 +89,16 @@ def export(
         return
     path = check_file(Path(file))
     asked = {"store": shown(absolute(store)), "format": kind, **given}
-    with _opened(store) as opened, _bar() as progress:
+
+    def kept() -> str:
+        part = path.with_name(path.name + PART)
+        return f"what is done is in {part}; hint: --resume goes on" if (part / STATE).exists() else "nothing is done"
+
+    with _moving(kept) as progress, _opened(store) as opened:
         try:
-            done = export_file(
-                opened,
-                query,
-                path,
-                kind,
-                asked=asked,
-                resume=resume,
-                progress=lambda records, total: progress("exporting", records, total),
-            )
-        except (KeyboardInterrupt, OSError) as error:
-            part = path.with_name(path.name + PART)
-            kept = (
-                f"what is done is in {part}; hint: --resume goes on" if (part / STATE).exists() else "nothing is done"
-            )
-            if isinstance(error, OSError):
-                raise StoreError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
-            message(f"stopped; {kept}")
-            raise typer.Exit(130) from None
+            done = export_file(opened, query, path, kind, asked=asked, resume=resume, progress=progress)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror or error}; {kept()}") from error
     if as_json:
         print_json({"file": str(path), "format": kind, "records": done.records, "resumed": done.resumed})
         return
@@ -121,8 +112,8 @@ def _export_stream(store: str, query: "Query", kind: "Format") -> None:
 
     if kind == "parquet" and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is nothing for a terminal", param_hint="--format")
-    with _opened(store) as opened:
-        records = export_stream(opened, query, kind, sys.stdout.buffer)
+    with _moving(lambda: "stdout has a part of the records") as progress, _opened(store) as opened:
+        records = export_stream(opened, query, kind, sys.stdout.buffer, progress)
     message(f"{records:,} records", "dim")
 
 
@@ -164,8 +155,7 @@ def import_(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--service") from None
     with (
-        _stoppable("what was written stays; the same command goes on"),
-        _bar() as progress,
+        _moving(lambda: "what was written stays; the same command goes on") as progress,
         open_store(store) as opened,
     ):
         checked = check_files(files, service, pii, progress)
@@ -213,11 +203,10 @@ def migrate(
     if absolute(source) == absolute(target):
         raise QueryError("migrate: FROM and TO are the same store")
     with (
-        _stoppable("what was copied stays; the same command goes on"),
+        _moving(lambda: "what was copied stays; the same command goes on") as progress,
         _opened(source) as one,
         open_store(target) as two,
         alone_into(target),
-        _bar() as progress,
     ):
         done = run(one, two, query, progress)
     if as_json:
@@ -254,7 +243,8 @@ def _tell(done: "Migrated", target: str) -> None:
     columns = ("day", "records", "checksum", "to_records", "to_checksum")
     print_table(columns, [_window(window) for window in done.differing])
     hint = "hint: run it again; where records were deleted on purpose meanwhile, that is the difference"
-    message(f"error: {len(done.differing):,} days differ; {hint}", "red")
+    differ = "1 day differs" if len(done.differing) == 1 else f"{len(done.differing):,} days differ"
+    message(f"error: {differ}; {hint}", "red")
 
 
 def _window(window: "Window") -> dict[str, Any]:
@@ -304,19 +294,42 @@ def _query(since: str | None, until: str | None, where: list[str] | None = None,
 
 
 @contextmanager
-def _stoppable(kept: str) -> Generator[None]:
-    """Ctrl-C ends with 130, and with a word on what is kept."""
+def _moving(kept: Callable[[], str]) -> Generator["Progress"]:
+    """Shows how far something is, where stderr is a terminal. Ctrl-C ends it with 130 and with a word on what is kept.
+
+    The first Ctrl-C waits for what is under way, since not every library that may be at work then passes on what a
+    signal's handler raises: DuckDB was seen to go on. The second does not wait.
+    """
     from tallymark.cli.output import message
 
-    try:
-        yield
-    except KeyboardInterrupt:
-        message(f"stopped; {kept}")
-        raise typer.Exit(130) from None
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        if stopping:
+            os._exit(130)
+        stopping = True
+        message("stopping …; Ctrl-C again does not wait", "dim")
+
+    with _bar() as bar:
+
+        def progress(what: str, done: int, total: int | None) -> None:
+            bar(what, done, total)
+            if stopping:
+                raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            message(f"stopped; {kept()}")
+            raise typer.Exit(130) from None
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
-def _bar() -> Generator[Progress]:
+def _bar() -> Generator["Progress"]:
     """Shows how far something is, where stderr is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 

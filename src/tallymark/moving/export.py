@@ -22,20 +22,21 @@ from tallymark.errors import QueryError, StoreError
 from tallymark.files import replace_file
 from tallymark.moving.formats import PARQUET_SCHEMA, Format, csv_header, csv_rows, ndjson_rows
 from tallymark.moving.pages import by_day, pages, place_of_last, until_newest
+from tallymark.moving.progress import Progress
 from tallymark.query import Query
 from tallymark.store import Store
 
 PART: Final = ".part"
 """What stands behind the name of a file that is not complete."""
 
+EXPORTING: Final = "exporting"
+"""What is told to be done."""
+
 STATE: Final = "state.json"
 DATA: Final = "data"
 
 GROUP_ROWS: Final = 250_000
 """About how many rows a row group of Parquet has."""
-
-Progress = Callable[[int, int], None]
-"""Is told how many records are done, and how many there are about."""
 
 
 class State(msgspec.Struct):
@@ -111,14 +112,15 @@ def export_file(
             bounded = until_newest(store, query)
             state = State(asked, bounded.start, bounded.end)
         query = replace(query, start=state.start, end=state.end)
-        resumed, data = state.records, _data(kind, folder, state)
+        resumed = state.records
         if not state.complete:
+            data = _data(kind, folder, state)
             total = sum(by_day(store, query).values())
             for page in pages(store, replace(query, cursor=state.cursor)):
                 data.append(page)
                 state.cursor, state.records = place_of_last(page), state.records + page.num_rows
                 _note(folder, state)
-                progress(state.records, max(total, state.records))
+                progress(EXPORTING, state.records, max(total, state.records))
             data.finish()
             state.complete = True
             _note(folder, state)
@@ -128,7 +130,7 @@ def export_file(
     return Exported(state.records, resumed)
 
 
-def export_stream(store: Store, query: Query, kind: Format, stream: BinaryIO) -> int:
+def export_stream(store: Store, query: Query, kind: Format, stream: BinaryIO, progress: Progress) -> int:
     """Write every record that matches, the oldest first; returns how many they were."""
     found = pages(store, until_newest(store, query))
     records = 0
@@ -139,6 +141,7 @@ def export_stream(store: Store, query: Query, kind: Format, stream: BinaryIO) ->
             for page in found:
                 writer.write_table(page.cast(PARQUET_SCHEMA))
                 records += page.num_rows
+                progress(EXPORTING, records, None)
         return records
     encode = csv_rows if kind == "csv" else ndjson_rows
     if kind == "csv":
@@ -146,6 +149,7 @@ def export_stream(store: Store, query: Query, kind: Format, stream: BinaryIO) ->
     for page in found:
         stream.write(encode(page))
         records += page.num_rows
+        progress(EXPORTING, records, None)
     stream.flush()
     return records
 

@@ -1,15 +1,13 @@
 """Out of files into a store: all of them are checked first, and then what the store does not have is written."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tallymark.moving.arrivals import Brought, bring, missing_of
+from tallymark.moving.progress import Progress
 from tallymark.moving.reading import SourceFile
 from tallymark.privacy import PiiPolicy
 from tallymark.store import Store
-
-Progress = Callable[[str, int, int | None], None]
-"""Is told what is done, how many records of it are done, and how many there are, where that is known."""
 
 
 def check_files(

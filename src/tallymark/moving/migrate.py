@@ -4,7 +4,7 @@ There is no state beside the stores. What was copied is seen by its ids, so that
 the same as beginning.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -13,15 +13,13 @@ import pyarrow as pa
 from tallymark.moving.arrivals import Brought, bring, same_of
 from tallymark.moving.checksum import Sum, Sums
 from tallymark.moving.pages import OWN, by_day, pages, until_newest
+from tallymark.moving.progress import Progress
 from tallymark.query import Query
 from tallymark.store import Store
 from tallymark.stores.retention import DAY_NS
 
 ROUNDS: Final = 3
 """How often what differs is copied and compared again: records may have come meanwhile."""
-
-Progress = Callable[[str, int, int], None]
-"""Is told what is done, how many records of it are done, and how many there are about."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +112,16 @@ def migrate(source: Store, target: Store, query: Query, progress: Progress) -> M
         there = by_day(target, part.query)
         unlike |= {day for day, count in part.days.items() if there.get(day) != count}
     windows: dict[int, Window] = {}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
+        before = done.brought.written
         _copy(source, target, parts, unlike, done.brought, progress)
+        if number and done.brought.written == before:
+            break  # it is not that something is missing
         windows |= _compare(source, target, parts, days, progress)
         days = unlike = {day for day, window in windows.items() if not window.same}
         if not days:
             break
+    done.brought.refused = list(dict.fromkeys(done.brought.refused))  # in each round the same
     done.windows = [windows[day] for day in sorted(windows)]
     have = 0
     for part in parts:
