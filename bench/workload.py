@@ -88,14 +88,15 @@ class Calls:
             pass
 
 
-def batches(records: int, size: int = 500_000) -> Iterator[Batch]:
-    """Records spread evenly over the seven days, in the order of time, as a shipper hands them to a store."""
-    times = np.sort(np.random.default_rng(1).integers(START, END, records))
+def batches(records: int, size: int = 500_000, *, days: int = DAYS) -> Iterator[Batch]:
+    """Records spread evenly over the days before the end, in the order of time, as a shipper hands them to a store."""
+    times = np.sort(np.random.default_rng(1).integers(END - days * DAY_NS, END, records))
     for first in range(0, records, size):
-        yield _batch(times[first : first + size], draw(len(times[first : first + size]), seed=first))
+        yield batch(times[first : first + size], draw(len(times[first : first + size]), seed=first))
 
 
-def _batch(times: Integers, work: Workload) -> Batch:
+def batch(times: Integers, work: Workload) -> Batch:
+    """Records at these times (ns, ascending), of journals of their own."""
     count = len(times)
     random = np.random.default_rng(times[0])
     journals = [_journal(random) for _ in range(-(-count // LANE_ENTRIES))]
