@@ -31,6 +31,8 @@ BENCHES = (
     ("pipeline_api", False),
     ("visibility", False),
     ("queries", False),
+    ("long_ranges", False),
+    ("readers", False),
     ("memory", False),
     ("imports", False),
     ("middleware", False),

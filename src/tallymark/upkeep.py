@@ -18,7 +18,7 @@ from tallymark.stores.retention import Retention
 FIRST_SECONDS: Final = 10.0
 """After the start, when the first requests of a server have been answered."""
 
-EVERY_SECONDS: Final = 300.0
+EVERY_SECONDS: Final = 60.0
 """Between two rounds of compaction and retention."""
 
 STOP_SECONDS: Final = 1.0
@@ -65,6 +65,8 @@ def _maintain(store: Store, folder: Path, retention: Retention | None, stopping:
         try:
             done = maintain(store, folder, retention=retention)
         except TallymarkError as error:
+            if stopping.is_set():
+                return  # it was interrupted
             logger.warning("the upkeep of the store failed, and is tried again: %s", error)
         else:
             logger.debug("upkeep: %s", done)

@@ -136,7 +136,8 @@ async def query(
         )
         return json_response(_columns(found, limit))
 
-    return await context.read(answer)
+    key = (since, until, *(tuple(part or ()) for part in (where, group_by, agg, order_by)), window, limit)
+    return await context.read_once(key, answer)
 
 
 @queries.get("/series", response_model=Columns, responses=documented(422, 503), summary="Every series there is")

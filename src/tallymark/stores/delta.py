@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from threading import Lock
@@ -86,6 +86,11 @@ class Snapshot:
     def rows(self) -> int:
         """Of the whole table."""
         return sum(self.days.values())
+
+    def within(self, start: int | None, end: int | None) -> "Snapshot":
+        """The same, with the files only that may hold timestamps in [start, end)."""
+        held = [pair for pair in zip(self.files, self.stored, strict=True) if pair[1].may_hold(start, end)]
+        return replace(self, files=[path for path, _ in held], stored=[file for _, file in held])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
@@ -32,6 +32,7 @@ from tallymark.stores.plan import plan
 from tallymark.stores.retention import Retention
 from tallymark.stores.rolled import Rolled, relative_error
 from tallymark.stores.rollups import Rollups
+from tallymark.stores.shared import Shared
 
 MIB: Final = 1 << 20
 
@@ -101,6 +102,8 @@ class Lake(Store):
             self._folder = Path(place)
             self._delta = Delta(self._folder / "table")
         self._engine = Engine(self._delta.objects)
+        self._own: tuple[list[str], list[dict[str, Any]]] = ([], [])  # the files that they are of, and what is in them
+        self._newest = Shared(self._read_newest)
         self._rolled = Rolled(self._engine)
         self._rollups = Rollups(self._folder / "rollups", self._delta.objects)
 
@@ -167,7 +170,7 @@ class Lake(Store):
 
     def _info(self, snapshot: Snapshot, journals: Sequence[LiveJournal]) -> StoreInfo:
         stored, pending, dropped = snapshot.rows, 0, Counter[str]()
-        for row in self._engine.answer(_OWN_ROWS, _NOTHING, snapshot.files).to_pylist():
+        for row in self._own_rows(snapshot):
             stored -= row["count"]
             if row["name"] == "dropped":
                 dropped[row["metadata.reason"]] += int(row["sum"])
@@ -177,6 +180,14 @@ class Lake(Store):
                 pending += journal.pending(position)
                 dropped.update(journal.dropped)
         return StoreInfo(self._url, stored, pending, dict(dropped), snapshot.bytes, snapshot.deleted)
+
+    def _own_rows(self, snapshot: Snapshot) -> list[dict[str, Any]]:
+        """What the store wrote down about itself. It is in few files, and to find that out takes a look at all."""
+        files, rows = self._own
+        if files != snapshot.files:
+            rows = self._engine.answer(_OWN_ROWS, _NOTHING, snapshot.files).to_pylist()
+            self._own = snapshot.files, rows
+        return rows
 
     def close(self) -> None:
         """Give everything back."""
@@ -211,19 +222,19 @@ class Lake(Store):
 
     def roll_up(self) -> int:
         """Make the rollups that are missing, and remove those of files that are gone; how many were made."""
-        with _driver_errors("read", self._url):
+        with _driver_errors("make rollups of", self._url):
             snapshot = self._delta.snapshot()
-        rows = [file.rows for file in snapshot.stored]
-        return self._rollups.keep(dict(zip(snapshot.files, rows, strict=True)))
+            rows = [file.rows for file in snapshot.stored]
+            return self._rollups.keep(dict(zip(snapshot.files, rows, strict=True)))
 
     def purge(self, now: int, *, strays: bool = False) -> list[str]:
         """Remove every file that is not of the newest version."""
         self.compact(now)
         self.vacuum(0)
         self.vacuum(strays=strays)
-        self._rollups.remove_others(self._delta.snapshot().files)
         advice = "a writer that died left it, or one is at work: try again in an hour"
         with _driver_errors("read", self._url):
+            self._rollups.remove_others(self._delta.snapshot().files)
             return [f"{path}: no file of the table; {advice}" for path in self._delta.strays()]
 
     def _journals(self) -> Sequence[LiveJournal]:
@@ -232,14 +243,22 @@ class Lake(Store):
     def _read(self, query: Query) -> pa.Table:
         """The answer from the table and the journals together."""
         with _driver_errors("read", self._url):
-            # The journals first: what is shipped after this is in both, and the positions tell.
-            journals = self._journals()
+            failed: list[str] | None = None
+            while True:
+                snapshot, rows = self._newest.get()
+                snapshot = snapshot.within(query.start, query.end)
+                try:
+                    return self._answer(query, snapshot, rows)
+                except FileGone as error:
+                    failed = self._again(snapshot, failed, error)
 
-            def run(snapshot: Snapshot) -> pa.Table:
-                rows = [journal.rows(snapshot.positions.get(journal.journal, 0)) for journal in journals]
-                return self._answer(query, snapshot, pa.concat_tables([_NOTHING, *rows]))
-
-            return self._on_snapshot(journals, query, run)
+    def _read_newest(self) -> tuple[Snapshot, pa.Table]:
+        """The newest version of the table, and the records in the journals that it does not have."""
+        # The journals first: what is shipped after this is in both, and the positions tell.
+        journals = self._journals()
+        snapshot = self._delta.snapshot([journal.journal for journal in journals])
+        rows = [journal.rows(snapshot.positions.get(journal.journal, 0)) for journal in journals]
+        return snapshot, pa.concat_tables([_NOTHING, *rows])
 
     def _answer(self, query: Query, snapshot: Snapshot, rows: pa.Table) -> pa.Table:
         if not query.aggregates:
@@ -264,10 +283,18 @@ class Lake(Store):
             try:
                 return use(snapshot)
             except FileGone as error:
-                if snapshot.files == failed:
-                    raise StoreError(f"cannot read {self._url}: {error}") from error
-                failed = snapshot.files
-                self._delta.reopen()
+                failed = self._again(snapshot, failed, error)
+
+    def _again(self, snapshot: Snapshot, failed: list[str] | None, error: FileGone) -> list[str]:
+        """The files that could not be read, where a newer version of the table may do without them.
+
+        Raises:
+            StoreError: they are those that could not be read before.
+        """
+        if snapshot.files == failed:
+            raise StoreError(f"cannot read {self._url}: {error}") from error
+        self._delta.reopen()
+        return snapshot.files
 
 
 def _small(files: list[int], target: int) -> int:
