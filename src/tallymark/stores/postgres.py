@@ -213,6 +213,8 @@ class Postgres(Store):
             for name in names:
                 try:
                     self._write_anew(name)
+                except _NO_STORE:
+                    continue  # it was dropped meanwhile
                 except errors.LockNotAvailable:
                     problems.append(f"{self._url}: the partition {name} is in use; try again")
         return problems
@@ -277,8 +279,8 @@ class Postgres(Store):
         """Delete what matches in one partition: all that it has at once, where all of it does."""
         covered = (query.start or 0) <= part.first and (query.end is None or part.until <= query.end)
         if covered and not self._has_others(part, query):
-            # Unless a long query holds it, or somebody has written to it meanwhile.
-            with contextlib.suppress(errors.LockNotAvailable, _HasOthers):
+            # Unless a long query holds it, or somebody has written to it or dropped it meanwhile.
+            with contextlib.suppress(errors.LockNotAvailable, _HasOthers, *_NO_STORE):
                 deleted = self._empty(part, query)
                 self._drop(part)
                 return deleted

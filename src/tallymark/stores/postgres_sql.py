@@ -9,7 +9,7 @@ import psycopg
 import pyarrow as pa
 from pyarrow import csv
 
-from tallymark.query import Query
+from tallymark.query import Query, Scalar
 from tallymark.stores.sql import NUMBER, Statement
 
 RECORDS: Final = "tallymark.records"
@@ -67,6 +67,14 @@ class PostgresStatement(Statement):
         name = f"p{len(self.parameters)}"
         self.parameters[name] = value
         return f"(%({name})s)::{_TYPES[type(value)]}"
+
+    def _equal(self, field: str, value: Scalar) -> str:
+        equal = super()._equal(field, value)
+        if field != "name":
+            return equal
+        # The hash is what its index has. That both say the same the planner does not know: of the other one it must not
+        # see that it is rarely true.
+        return f"(hashtext(name) = hashtext({self.bind(value)}) AND coalesce({equal}, false))"
 
     def metadata(self, path: tuple[str, ...]) -> str:
         expression = "metadata"
