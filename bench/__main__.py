@@ -38,10 +38,15 @@ BENCHES = (
     ("middleware", False),
     ("celery", False),
     ("collectors", False),
+    ("into_sqlite", False),
+    ("into_postgres", False),
+    ("into_clickhouse", False),
+    ("migrate", False),
 )
 
 PACKAGES = (
     *("tallymark", "msgspec", "deltalake", "duckdb", "pyarrow", "numpy"),
+    *("psycopg", "sqlalchemy", "clickhouse-connect", "chdb"),
     *("prometheus-client", "opentelemetry-sdk", "prometheus-fastapi-instrumentator", "fastapi"),
 )
 

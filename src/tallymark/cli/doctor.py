@@ -105,6 +105,8 @@ def doctor(
     report(_python())
     report(_libraries(LIBRARIES | DRIVERS.get(scheme, {})))
     report(_clock())
+    if scheme == "sqlite":
+        report(_sqlite())
     folder = local_folder(store)
     report(_folder(folder))
     if findings[-1].ok:
@@ -144,6 +146,14 @@ def _libraries(wanted: dict[str, str]) -> Finding:
         return Finding("libraries", True, ", ".join(found))
     extras = " ".join(f"'{extra}'" for extra in sorted(set(missing.values())))
     return Finding("libraries", False, f"missing: {', '.join(missing)}", f"pip install {extras}")
+
+
+def _sqlite() -> Finding:
+    import sqlite3
+
+    from tallymark.stores.sqlite_link import wal_fault
+
+    return Finding("sqlite", True, wal_fault() or f"SQLite {sqlite3.sqlite_version}")
 
 
 def _clock() -> Finding:

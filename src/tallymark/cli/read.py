@@ -288,7 +288,7 @@ def info(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> N
       tallymark info ./demo-metrics --json
 
     The books of a store: recorded = stored + pending + dropped + deleted. Pending records are already part of every
-    answer; they only wait to be moved into Parquet.
+    answer; they only wait to be moved into the store.
     """
     from rich import filesize
 
@@ -314,7 +314,7 @@ def info(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -> N
         ("", "records", "note"),
         [
             {"": "recorded", "records": found.recorded, "note": found.url},
-            {"": "stored", "records": found.stored, "note": f"{filesize.decimal(found.bytes)} in Parquet"},
+            {"": "stored", "records": found.stored, "note": f"{filesize.decimal(found.bytes)} on disk"},
             {"": "pending", "records": found.pending, "note": "in journals"},
             {"": "dropped", "records": dropped, "note": reasons},
             {"": "deleted", "records": found.deleted, "note": "too old, or erased"},
