@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tallymark.errors import ConfigError, RefusedError, StoreError
 from tallymark.query import Filter, Op, Query
+from tallymark.store import Origin, origin_of
 from tallymark.stores import postgres_parts, postgres_sql
 from tallymark.stores.postgres import Postgres
 from tallymark.stores.retention import Retention
@@ -303,6 +304,13 @@ def test_texts_with_anything_in_them_come_back(store: Postgres) -> None:
         assert count(store, where={"name": text, "error": text}) == 1
     found = store.aggregate(Query.build(group_by=["error"])).to_pylist()
     assert [one["error"] for one in found] == sorted(texts)
+
+
+def test_an_answer_says_what_was_looked_at(store: Postgres) -> None:
+    store.write(batch([row(seq, timestamp=NOON + seq % 2 * DAY) for seq in range(10)]))
+    query = Query.build(since=NOON + DAY, where=["metadata.a=1"])
+    assert origin_of(store.aggregate(query)) == Origin("raw", 5)
+    assert origin_of(store.aggregate(Query.build())) == Origin("raw", 10)
 
 
 def test_an_answer_of_many_blocks(store: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tallymark.errors import RefusedError, StoreError
 from tallymark.location import shown
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
-from tallymark.store import Maintenance, Store, StoreInfo
+from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores import postgres_parts as parts
 from tallymark.stores.deletion import by_day
 from tallymark.stores.fresh import fresh
@@ -157,7 +157,7 @@ class Postgres(Store):
         with self._reading(QUERY_SECONDS) as cursor:
             table = answer(cursor, statement, aggregate_sql(statement, RECORDS, query), schema)
             check_rows(table.num_rows)
-            return table
+            return with_origin(table, Origin(scanned=parts.rows(cursor, query.start, query.end)))
         return schema.empty_table()
 
     def delete(self, query: Query) -> int:
@@ -166,7 +166,7 @@ class Postgres(Store):
         deleted = 0
         with _driver_errors("delete from", self._url), contextlib.suppress(*_NO_STORE):
             with self._link.transaction("READ ONLY") as cursor:
-                found = parts.find(cursor, query.start, query.end, rows=True)
+                found = parts.find(cursor, query.start, query.end, has_rows=True)
             for part in found:
                 deleted += self._delete_from(part, condition)
         return deleted
@@ -196,7 +196,7 @@ class Postgres(Store):
             with self._link.transaction("READ ONLY") as cursor:
                 ahead = [today + number * DAY_NS for number in range(parts.AHEAD + 1)]
                 some_missing = bool(parts.missing(parts.find(cursor, today), ahead, today))
-                empty = parts.find(cursor, None, today - DAY_NS, rows=False)
+                empty = parts.find(cursor, None, today - DAY_NS, has_rows=False)
             if some_missing:
                 self._make_parts(ahead, today)
             for part in empty:
