@@ -24,15 +24,17 @@ HOURS_A_MONTH: Final = 730
 GB: Final = 1e9
 TB: Final = 1e12
 
-EVERYTHING: Final = "everything, 30 days by 6 h, p95"
 ONE_DAY: Final = "all series, 24 h by 15 min, p50 p95 p99"
-"""Queries of bench.stores that are used here."""
+"""The query of bench.stores that is used here."""
 
 LOADS: Final = (10_000, 1_000_000, 10_000_000)
 
 MAX_QUEUE: Final[int] = inspect.signature(Metrics).parameters["max_queue_size"].default
 JOURNAL_BYTES: Final = ENTRY_SIZE + HEAP_PER_ENTRY
 """Of the disk of an application, for each record that waits."""
+
+ONE_MACHINE: Final = ("lake", "sqlite", "json")
+"""What is in a folder: applications are on the same machine, and one process writes at a time."""
 
 LAKE_JOURNALS: Final = 500_000
 """Positions in a lake with which opening it took 250 ms: docs/architecture.md."""
@@ -135,7 +137,8 @@ def plan(store: Measured, rate: float, assumed: Assumed | None = None) -> Plan:
     assumed = assumed or Assumed()
     cluster = store.store == "clickhouse"
     replicas = assumed.replicas if store.store in ("clickhouse", "postgresql") else 1
-    inserts = inserts_a_second(rate, assumed)
+    one_machine = store.store in ONE_MACHINE
+    inserts = inserts_a_second(rate, replace(assumed, host_rate=rate) if one_machine else assumed)
     stored = rate * DAY * assumed.retention_days * store.bytes
     if cluster:
         size = _sized(store, rate, max(1, ceil(stored / (assumed.fill * assumed.disk_bytes))), assumed)
@@ -196,13 +199,17 @@ def _fitting(busy: float, assumed: Assumed) -> int | None:
 
 
 def _stops(store: Measured, rate: float, size: Size, disk: float, assumed: Assumed) -> str | None:
-    if store.store in ("lake", "sqlite", "json") and rate * assumed.peak > store.rate:
-        return f"one writer at a time, and {store.rate:,.0f} records/s were measured"
-    if size.parts is not None:
-        return None if size.parts.holds else "too many parts: ship less often"
-    if size.busy > assumed.sizes[-1] * assumed.ingest_share:
-        return f"ingestion takes {size.busy:,.0f} vCPU of one machine"
-    return f"{disk / TB:,.0f} TB on one machine" if disk > assumed.disk_bytes else None
+    """Everything that speaks against it."""
+    reasons = []
+    if store.store in ONE_MACHINE and rate * assumed.peak > store.rate:
+        reasons.append(f"one writer at a time, and {store.rate:,.0f} records/s were measured")
+    if size.parts is not None and not size.parts.holds:
+        reasons.append("too many parts: ship less often")
+    if size.parts is None and size.busy > assumed.sizes[-1] * assumed.ingest_share:
+        reasons.append(f"ingestion takes {size.busy:,.0f} vCPU of one machine")
+    if size.parts is None and disk > assumed.disk_bytes:
+        reasons.append(f"a disk of {disk / TB:,.0f} TB")
+    return "; ".join(reasons) or None
 
 
 def journal_days(rate: float) -> float:
@@ -253,23 +260,27 @@ def lines(rows: list[Measured], assumed: Assumed | None = None) -> list[str]:
 def _needs(stores: dict[str, Measured], assumed: Assumed) -> list[str]:
     head = ["records/s", "store", "shards × copies", "vCPU each (busy)", "disk each", "all disks"]
     head += ["network", "inserts/s", "24 h one by one", "USD a month"]
-    rows = []
-    for rate in LOADS:
-        for kind in ("lake", "sqlite", "postgresql", "clickhouse"):
-            needs = plan(stores[kind], rate, assumed)
-            if needs.stops:
-                rows.append([f"{rate:,}", kind, f"no: {needs.stops}", *[""] * (len(head) - 3)])
-                continue
-            size, machines = needs.size, needs.size.shards * needs.replicas
-            rows.append(
-                [
-                    *(f"{rate:,}", kind, f"{size.shards} × {needs.replicas}", f"{size.cores} ({size.busy:.2g})"),
-                    *(f"{needs.disk / TB:,.2f} TB", f"{needs.disk * machines / TB:,.1f} TB"),
-                    *(f"{needs.network * 8 / GB:,.2g} Gbit/s", f"{needs.inserts:,.1f}", _time(needs.day_seconds)),
-                    f"{needs.month:,.0f}",
-                ]
-            )
+    rows = [
+        [f"{rate:,}", kind, *_need(plan(stores[kind], rate, assumed), 1, len(head) - 2)]
+        for rate in LOADS
+        for kind in ("lake", "sqlite", "postgresql", "clickhouse")
+    ]
+    cells = round(LOADS[-1] / LOADS[-2])
+    cell = plan(stores["clickhouse"], LOADS[-2], assumed)
+    rows.append([f"{LOADS[-1]:,}", f"clickhouse, {cells} clusters", *_need(cell, cells, len(head) - 2)])
     return table(head, rows)
+
+
+def _need(needs: Plan, times: int, columns: int) -> list[str]:
+    """The cells for so many of a plan, side by side."""
+    if needs.stops:
+        return [f"no: {needs.stops}", *[""] * (columns - 1)]
+    size, machines = needs.size, times * needs.size.shards * needs.replicas
+    return [
+        *(f"{times * size.shards} × {needs.replicas}", f"{size.cores} ({size.busy:.2g})", f"{needs.disk / TB:,.2f} TB"),
+        *(f"{needs.disk * machines / TB:,.1f} TB", f"{times * needs.network * 8 / GB:,.2g} Gbit/s"),
+        *(f"{times * needs.inserts:,.1f}", _time(needs.day_seconds), f"{times * needs.month:,.0f}"),
+    ]
 
 
 def _shipping(store: Measured, assumed: Assumed) -> list[str]:
@@ -313,13 +324,13 @@ def _bridges() -> list[str]:
 
 def _ends(stores: dict[str, Measured], assumed: Assumed) -> list[str]:
     rows = []
-    for hosts in (10, 100, 1_000):
+    for hosts in (1, 10, 100):
         rate = hosts * assumed.host_rate
         often, seldom = (inserts_a_second(rate, replace(assumed, ship_seconds=each)) for each in (1, 30))
         written = rate * stores["postgresql"].written / 1e6
         rows.append(
             [
-                *(f"{hosts:,} machines, {rate:,.0f} records/s", f"{journal_days(rate):,.1f} days"),
+                *(f"{rate:,.0f}", f"{journal_days(rate):,.1f} days"),
                 *(
                     f"{written:,.0f} MB/s",
                     f"{transaction_days(often):,.0f} days",
@@ -327,7 +338,7 @@ def _ends(stores: dict[str, Measured], assumed: Assumed) -> list[str]:
                 ),
             ]
         )
-    head = ["load", "a lake has 500,000 journals after", "PostgreSQL writes to its disk"]
+    head = ["records/s", "a lake has 500,000 journals after", "PostgreSQL writes to its disk"]
     head += ["PostgreSQL freezes, every 1 s", "every 30 s"]
     return table(head, rows)
 

@@ -54,14 +54,14 @@ QUERIES: Final = {
         window="1m",
         agg=("count", "avg", "p95"),
     ),
-    "all series, 24 h by 15 min, p50 p95 p99": Query.build(
+    capacity.ONE_DAY: Query.build(
         since=workload.END - workload.DAY_NS,
         until=workload.END,
         window="15m",
         group_by="name",
         agg=("count", "p50", "p95", "p99"),
     ),
-    capacity.EVERYTHING: Query.build(
+    "everything, 30 days by 6 h, p95": Query.build(
         since=workload.END - DAYS * workload.DAY_NS, until=workload.END, window="6h", agg=("count", "avg", "p95")
     ),
     "one series, 1 day by a metadata key": Query.build(

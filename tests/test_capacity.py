@@ -143,8 +143,9 @@ def test_a_cluster_holds_what_it_is_planned_for(hundreds: int) -> None:
 def test_what_one_machine_cannot_do_is_said() -> None:
     assert "one writer" in str(plan(replace(ROUND, store="lake"), 60_000).stops)
     assert plan(replace(ROUND, store="lake"), 40_000).stops is None
+    assert plan(replace(ROUND, store="lake"), 40_000).inserts == pytest.approx(40_000 / 65_536)  # of one machine
     assert "vCPU of one machine" in str(plan(ROUND, 2_000_000, Assumed(retention_days=0.1)).stops)
-    assert "TB on one machine" in str(plan(ROUND, 100_000).stops)
+    assert "a disk of" in str(plan(ROUND, 100_000).stops)
     assert "ship less often" in str(plan(CLUSTER, 5_000_000, Assumed(ship_seconds=1)).stops)
     assert plan(CLUSTER, 5_000_000, Assumed(ship_seconds=30)).stops is None
 
