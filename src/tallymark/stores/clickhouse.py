@@ -238,7 +238,8 @@ class ClickHouse(Store):
                 f" FROM {RECORDS} WHERE metric_type = '{RESERVED_TYPE}' GROUP BY name, reason)) AS own,"
                 f" (SELECT sum(deleted) FROM {BOOKS} FINAL) AS deleted,"
                 f" (SELECT sum(bytes_on_disk) FROM {parts if self._tables.cluster else 'system.parts'}"
-                f" WHERE active AND database = currentDatabase() AND table = {quoted(self._tables.records)}) AS bytes",
+                " WHERE active AND database = currentDatabase()"
+                f" AND table IN ('{self._tables.records}', '{HOURS}')) AS bytes",
             ).to_pylist()
         stored, dropped = books["rows"], Counter[str]()
         for name, reason, count, total in (each.values() for each in books["own"]):
