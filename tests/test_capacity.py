@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench import stores
 from bench.capacity import (
     ONE_DAY,
     Assumed,
@@ -197,7 +198,19 @@ def test_a_part_of_the_page_is_replaced_and_nothing_else() -> None:
     assert table(["a", "b"], [["1", "2"]]) == ["| a | b |", "| --- | ---: |", "| 1 | 2 |"]
 
 
+@pytest.mark.parametrize("kind", ["lake", "sqlite"])
+def test_a_store_is_measured(kind: str) -> None:
+    found = stores.measure(kind, 2_000)
+    assert (found.store, found.records) == (kind, 2_000)
+    assert min(found.rate, found.write_us, found.bytes, found.few_ms, found.wire) > 0
+    assert list(found.queries) == list(stores.QUERIES)
+    assert None not in found.queries.values()
+    assert f"| {kind} | 2,000 | {found.rate:,.0f} |" in "\n".join(stores.lines([found]))
+    assert "lake with 1 and 10 and 100 million" in stores.missing([found])
+
+
 def test_the_page_has_the_tables_that_follow_from_what_was_measured() -> None:
     """Whoever changes the arithmetic, an assumption or a figure runs ``python -m bench.capacity --write``."""
     page = PAGE.read_text("utf-8")
     assert replaced(page, "bench.capacity", lines(kept())) == page
+    assert replaced(page, "bench.stores", stores.lines(kept())) == page
