@@ -19,7 +19,9 @@ from tallymark.query import Filter, Op, Query
 from tallymark.store import Origin, origin_of
 from tallymark.stores import postgres_parts, postgres_sql
 from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres_sql import RECORDS, PostgresStatement
 from tallymark.stores.retention import Retention
+from tallymark.stores.sql import scan_sql
 from tallymark.testing import oracle
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
@@ -304,6 +306,26 @@ def test_texts_with_anything_in_them_come_back(store: Postgres) -> None:
         assert count(store, where={"name": text, "error": text}) == 1
     found = store.aggregate(Query.build(group_by=["error"])).to_pylist()
     assert [one["error"] for one in found] == sorted(texts)
+
+
+@pytest.mark.parametrize(
+    ("question", "condition"),
+    [({"name": "n7"}, "hashtext(name) ="), ({"metric_type": "operation"}, "metric_type ="), ({}, "Index Scan")],
+    ids=str,
+)
+def test_an_index_finds_the_newest_of_a_name_of_a_type_and_of_all(
+    store: Postgres, database: str, question: dict[str, Any], condition: str
+) -> None:
+    store.write(batch([row(seq, name=f"n{seq % 50}", timestamp=NOON + seq % 2 * DAY) for seq in range(5000)]))
+    statement = PostgresStatement()
+    sql = scan_sql(statement, RECORDS, Query.build(agg=(), limit=10, **question))
+    with psycopg.connect(database) as connection:
+        connection.execute("ANALYZE tallymark.records")
+        connection.execute("SET enable_bitmapscan = off")
+        found = psycopg.ClientCursor(connection).execute(f"EXPLAIN {sql}", statement.parameters).fetchall()
+    plan = "\n".join(line for (line,) in found)
+    assert condition in plan
+    assert "Seq Scan" not in plan
 
 
 def test_an_answer_says_what_was_looked_at(store: Postgres) -> None:
