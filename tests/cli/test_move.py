@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tallymark.batch import SCHEMA, Batch
+from tallymark.cli import app
 from tallymark.record import COLUMNS
 from tallymark.store import open_store
 from tallymark.testing.rows import DAY, JOURNALS, NOON, row, table
@@ -47,6 +49,21 @@ def many(folder: Path, number: int = 200_000) -> Path:
 @pytest.fixture(scope="session")
 def recorded_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return many(tmp_path_factory.mktemp("many") / "metrics")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the test is the current one, in this process too."""
+    monkeypatch.setenv("TALLYMARK_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def said(*arguments: str, code: int) -> str:
+    """What the command line says on stderr, run in this process."""
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code, done.stderr
+    return " ".join(done.stderr.split())
 
 
 def count(tallymark: Program, store: str) -> int:
@@ -116,9 +133,9 @@ class TestExport:
         ],
         ids=str,
     )
-    def test_bad_arguments(self, tallymark: Program, arguments: list[str], code: int, words: str) -> None:
-        (tallymark.folder / "folder.csv").mkdir()
-        assert words in " ".join(tallymark("export", *arguments, code=code).stderr.split())
+    def test_bad_arguments(self, here: Path, arguments: list[str], code: int, words: str) -> None:
+        (here / "folder.csv").mkdir()
+        assert words in said("export", *arguments, code=code)
 
     def test_a_folder_that_may_not_be_written(self, tallymark: Program) -> None:
         (tallymark.folder / "x.csv.part").write_text("of somebody else")
@@ -152,9 +169,9 @@ class TestStopped:
         part = tallymark.folder / f"{name}.part"
         eventually(lambda: (part / "state.json").exists())
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate()
-        assert (process.returncode, "Traceback" in said) == (130, False), said
-        assert f"stopped; what is done is in {part}; hint: --resume goes on" in said
+        _, errors = process.communicate()
+        assert (process.returncode, "Traceback" in errors) == (130, False), errors
+        assert f"stopped; what is done is in {part}; hint: --resume goes on" in errors
         assert not (tallymark.folder / name).exists()
         other = tallymark("export", str(recorded_many), name, "--resume", "--since", "2020-01-01", code=2)
         assert "has another since" in other.stderr
@@ -178,10 +195,10 @@ class TestStopped:
         """
         done = subprocess.run([*namespace, "sh", "-c", script], capture_output=True, text=True)
         assert f"cannot write {disk}/x.ndjson: No space left on device; what is done is in {disk}" in done.stderr
-        first, listed, said, lines, at_last = done.stdout.splitlines()
+        first, listed, summary, lines, at_last = done.stdout.splitlines()
         assert (first, listed, int(lines), at_last) == ("code 1", "x.ndjson.part", 200_000, "x.ndjson")
-        assert json.loads(said)["records"] == 200_000
-        assert json.loads(said)["resumed"] > 0
+        assert json.loads(summary)["records"] == 200_000
+        assert json.loads(summary)["resumed"] > 0
 
     def test_import_is_stopped_and_goes_on(self, tallymark: Program, recorded_many: Path) -> None:
         tallymark("export", str(recorded_many), "x.parquet")
@@ -189,11 +206,11 @@ class TestStopped:
             process = tallymark.start("import", "x.parquet", "--to", "sqlite:///b.db")
             eventually(lambda: (tallymark.folder / "b.db").exists())
             process.send_signal(stop)
-            _, said = process.communicate()
-            assert "Traceback" not in said
+            _, errors = process.communicate()
+            assert "Traceback" not in errors
             if stop == signal.SIGINT:
                 assert process.returncode == 130
-                assert "stopped; what was written stays; the same command goes on" in said
+                assert "stopped; what was written stays; the same command goes on" in errors
         (done,) = tallymark.rows("import", "x.parquet", "--to", "sqlite:///b.db")
         assert done["files"][0]["imported"] + done["files"][0]["present"] == 200_000
         assert count(tallymark, "sqlite:///b.db") == 200_000
@@ -210,11 +227,11 @@ class TestStopped:
             eventually(has_written)
             seen.update(target.glob("table/_delta_log/*.json"))
             process.send_signal(stop)
-            _, said = process.communicate()
-            assert "Traceback" not in said
+            _, errors = process.communicate()
+            assert "Traceback" not in errors
             if stop == signal.SIGINT:
                 assert process.returncode == 130
-                assert "stopped; what was copied stays; the same command goes on" in said
+                assert "stopped; what was copied stays; the same command goes on" in errors
         (done,) = tallymark.rows("migrate", str(recorded_many), "b")
         assert (done["same"], done["records"], done["others"]) == (True, 200_000, 0)
         assert done["copied"] < 200_000
@@ -245,10 +262,10 @@ class TestImport:
     def test_hostile_texts_in_names_and_contents(self, tallymark: Program) -> None:
         name = f"{HOSTILE.replace('/', '')}.csv"
         (tallymark.folder / name).write_text(f'timestamp,metric_type,name,value\n2025-01-31,"{HOSTILE}",,1\n')
-        said = tallymark("import", name, "--to", "other", code=1).stderr
-        assert "\x1b" not in said
-        assert "\x07" not in said
-        assert said.endswith("line 2: name is missing\n")
+        errors = tallymark("import", name, "--to", "other", code=1).stderr
+        assert "\x1b" not in errors
+        assert "\x07" not in errors
+        assert errors.endswith("line 2: name is missing\n")
 
     def test_the_service_of_others(self, tallymark: Program) -> None:
         line = '{"timestamp":"2025-01-31T12:00:00Z","metric_type":"o","name":"n","value":1}\n'
@@ -267,8 +284,9 @@ class TestImport:
         ],
         ids=str,
     )
-    def test_bad_arguments(self, tallymark: Program, arguments: list[str], code: int, words: str) -> None:
-        assert words in tallymark("import", *arguments, code=code).stderr
+    @pytest.mark.usefixtures("here")
+    def test_bad_arguments(self, arguments: list[str], code: int, words: str) -> None:
+        assert words in said("import", *arguments, code=code)
 
 
 @pytest.mark.usefixtures("shop")
@@ -314,8 +332,8 @@ class TestMigrate:
         ],
         ids=str,
     )
-    def test_bad_arguments(self, tallymark: Program, arguments: list[str], code: int, words: str) -> None:
-        tallymark.environment["TALLYMARK_STATE"] = str(tallymark.folder / "state")
-        said = tallymark("migrate", *arguments, code=code).stderr
-        assert words in said
-        assert "secret" not in said
+    @pytest.mark.usefixtures("here")
+    def test_bad_arguments(self, arguments: list[str], code: int, words: str) -> None:
+        errors = said("migrate", *arguments, code=code)
+        assert words in errors
+        assert "secret" not in errors
