@@ -1,6 +1,7 @@
 """The store in PostgreSQL, while its server, its backends and the wire to it fail: nothing is lost or doubled."""
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -281,6 +282,29 @@ def test_a_deletion_whose_answer_is_lost_is_counted_once(database: str, line: tu
         store.delete(Query())
         info = store.info()
         assert (info.stored, info.deleted) == (0, ROWS)
+
+
+def test_a_row_that_a_constraint_refuses_is_set_aside(
+    server: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALLYMARK_STATE", str(tmp_path))
+    url = server.empty()
+    with Postgres(url) as store:
+        store.write(batch([row(0, name="first")]))
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE tallymark.records ADD CONSTRAINT small CHECK (value < 1000)")
+    with Metrics(url, service="test") as metrics:
+        for number in range(50):
+            metrics.record("job", f"n{number}", 1e6 if number in (7, 8, 49) else 1.0)
+    while ship_once(url) is None:
+        pass
+    with tallymark.open(url) as reader:
+        info = reader.info()
+        assert (info.stored, info.pending, info.dropped) == (48, 0, {"refused": 3})
+    (refused,) = tmp_path.rglob("refused.ndjson")
+    lines = [json.loads(line) for line in refused.read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["n7", "n8", "n49"]
+    assert all("small" in line["refused"] for line in lines)
 
 
 def _copying(url: str) -> int:

@@ -130,7 +130,9 @@ class Postgres(Store):
                 try:
                     with self._link.transaction(seconds=LONG_SECONDS, silence=self._patience) as cursor:
                         _write(cursor, batch)
-                except (_NoPartition, errors.CheckViolation):
+                except (_NoPartition, errors.CheckViolation) as error:
+                    if isinstance(error, psycopg.Error) and error.diag.constraint_name:
+                        raise  # somebody's own constraint; that a partition is missing has no name
                     if attempt == ATTEMPTS - 1:
                         raise StoreError(f"cannot write to {self._url}: its partitions are dropped again") from None
                     self._make_parts(_days(batch.table))
