@@ -28,6 +28,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from tallymark.batch import SCHEMA, Batch
 from tallymark.location import check_bucket, check_folder
+from tallymark.stores.fresh import fresh
 from tallymark.stores.objects import OPTIONS, Objects
 
 DAY_NS: Final = 86_400_000_000_000
@@ -216,7 +217,7 @@ class Delta:
         """Keep a batch, but for what is stored of it already; on disk when this returns."""
         with self._writing:
             for attempt in range(ATTEMPTS):
-                fresh = self._written is None
+                opened_anew = self._written is None
                 try:
                     self._append(batch)
                 except CommitFailedError:
@@ -225,7 +226,7 @@ class Delta:
                         raise
                 except DeltaError:
                     # The folder may have been removed, or be another one now.
-                    if fresh:
+                    if opened_anew:
                         raise
                 else:
                     return
@@ -236,18 +237,14 @@ class Delta:
         table = self._newest_for_writing()
         found = ((journal, table.transaction_version(journal)) for journal in batch.positions)
         stored = {journal: position for journal, position in found if position is not None}
-        rows = _not_stored(batch, stored)
-        progress = [
-            Transaction(journal, position)
-            for journal, position in batch.positions.items()
-            if position > stored.get(journal, 0)
-        ]
-        if not rows.num_rows and not progress:
+        new = fresh(batch, stored)
+        progress = [Transaction(journal, position) for journal, position in new.positions.items()]
+        if not new.table.num_rows and not progress:
             return
         before = table.version()
         write_deltalake(
             table,
-            _dated(_sorted(rows)),
+            _dated(_sorted(new.table)),
             mode="append",
             writer_properties=_WRITER,
             commit_properties=CommitProperties(app_transactions=progress),
@@ -397,15 +394,6 @@ def _rows_by_day(files: list[StoredFile]) -> Mapping[str, int]:
     for file in files:
         rows[file.date.isoformat()] += file.rows
     return rows
-
-
-def _not_stored(batch: Batch, stored: dict[str, int]) -> pa.Table:
-    """The rows at or after the stored position of their journal; none of a journal that is stored so far."""
-    journals, seq = batch.table["journal"].to_numpy(), batch.table["seq"].to_numpy()
-    keep = np.ones(len(seq), bool)
-    for journal, position in stored.items():
-        keep &= (journals != journal) | ((seq >= position) & (position < batch.positions[journal]))
-    return batch.table if keep.all() else batch.table.filter(pa.array(keep))
 
 
 def _sorted(rows: pa.Table) -> pa.Table:
