@@ -328,6 +328,21 @@ def test_an_index_finds_the_newest_of_a_name_of_a_type_and_of_all(
     assert "Seq Scan" not in plan
 
 
+def test_names_are_compared_as_any_text_is(store: Postgres) -> None:
+    rows = [row(seq, name=name) for seq, name in enumerate(["a", "b", "Ω", "null"])]
+    store.write(batch(rows))
+    values: list[Filter] = [
+        *(Filter("name", "=", value) for value in ("a", "Ω", "null", "c", None)),
+        *(Filter("name", "!=", value) for value in ("a", "Ω", "null", "c", None)),
+        *(Filter("name", "in", some) for some in (("a", "b", None), (None,))),
+        Filter("name", "<", "b"),
+        Filter("name", ">=", "b"),
+    ]
+    for condition in values:
+        query = Query(filters=(condition,))
+        assert store.scan(query).to_pylist() == oracle.scan(rows, query), condition
+
+
 def test_an_answer_says_what_was_looked_at(store: Postgres) -> None:
     store.write(batch([row(seq, timestamp=NOON + seq % 2 * DAY) for seq in range(10)]))
     query = Query.build(since=NOON + DAY, where=["metadata.a=1"])

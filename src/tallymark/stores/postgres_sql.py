@@ -70,7 +70,7 @@ class PostgresStatement(Statement):
 
     def _equal(self, field: str, value: Scalar) -> str:
         equal = super()._equal(field, value)
-        if field != "name":
+        if field != "name" or value is None:
             return equal
         # The hash is what its index has. That both say the same the planner does not know: of the other one it must not
         # see that it is rarely true.
