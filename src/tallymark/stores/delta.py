@@ -194,7 +194,8 @@ class Delta:
         if self._table is not None:
             try:
                 self._table.update_incremental()
-            except DeltaError:  # somebody removed the folder, or put another in its place
+            # Somebody removed the folder, put another in its place, or took old commits away.
+            except (DeltaError, OSError):
                 self._table = None
         if self._table is None:
             self._known = -1
@@ -256,7 +257,7 @@ class Delta:
         if self._written is not None:
             try:
                 self._written.update_incremental()
-            except DeltaError:  # as for reading
+            except (DeltaError, OSError):  # as for reading
                 self._written = None
         if self._written is None:
             if isinstance(self._place, Path):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -73,6 +74,11 @@ class Engine:
                 raise FileGone(said(error)) from error
             except duckdb.Error as error:
                 raise StoreError(f"the query failed: {error}") from error
+            except RuntimeError as error:
+                # What DuckDB makes of Ctrl-C.
+                if "interrupted" in str(error).lower() and threading.current_thread() is threading.main_thread():
+                    raise KeyboardInterrupt from error
+                raise
             finally:
                 self._running.remove(cursor)
 
