@@ -310,7 +310,11 @@ def test_texts_with_anything_in_them_come_back(store: Postgres) -> None:
 
 @pytest.mark.parametrize(
     ("question", "condition"),
-    [({"name": "n7"}, "hashtext(name) ="), ({"metric_type": "operation"}, "metric_type ="), ({}, "Index Scan")],
+    [
+        ({"name": "n7"}, "hashtext(name) ="),
+        ({"metric_type": "operation"}, "hashtext(metric_type) ="),
+        ({}, "Index Scan"),
+    ],
     ids=str,
 )
 def test_an_index_finds_the_newest_of_a_name_of_a_type_and_of_all(

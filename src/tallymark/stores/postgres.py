@@ -81,7 +81,8 @@ SELECT
 """
 _OWN_ROWS: Final = f"""
 SELECT name, metadata #>> '{{reason}}', count(*), sum(value)
-FROM {RECORDS} WHERE metric_type = '{RESERVED_TYPE}' GROUP BY 1, 2
+FROM {RECORDS} WHERE hashtext(metric_type) = hashtext('{RESERVED_TYPE}') AND metric_type = '{RESERVED_TYPE}'
+GROUP BY 1, 2
 """
 _INDEX_OF: Final = """
 SELECT relname FROM pg_inherits JOIN pg_index ON indexrelid = inhrelid JOIN pg_class ON pg_class.oid = indexrelid

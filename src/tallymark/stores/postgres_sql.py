@@ -9,13 +9,16 @@ import psycopg
 import pyarrow as pa
 from pyarrow import csv
 
-from tallymark.query import Query, Scalar
+from tallymark.query import Filter, Query
 from tallymark.stores.sql import NUMBER, Statement
 
 RECORDS: Final = "tallymark.records"
 
 BLOCK: Final = 4 << 20
 """Bytes of text that are turned into columns at a time; more than any row has."""
+
+_HASHED: Final = frozenset({"metric_type", "name"})
+"""Columns whose indexes have a hash in place of the text."""
 
 _TYPES: Final = {bool: "boolean", int: "bigint", float: "float8", str: "text", list: "float8[]"}
 
@@ -68,13 +71,14 @@ class PostgresStatement(Statement):
         self.parameters[name] = value
         return f"(%({name})s)::{_TYPES[type(value)]}"
 
-    def _equal(self, field: str, value: Scalar) -> str:
-        equal = super()._equal(field, value)
-        if field != "name" or value is None:
-            return equal
-        # The hash is what its index has. That both say the same the planner does not know: of the other one it must not
+    def condition(self, condition: Filter) -> str:
+        found = super().condition(condition)
+        if condition.field not in _HASHED or condition.op not in ("=", "in") or None in condition.values:
+            return found
+        # The hash is what the index has. That both say the same the planner does not know: of the other one it must not
         # see that it is rarely true.
-        return f"(hashtext(name) = hashtext({self.bind(value)}) AND coalesce({equal}, false))"
+        hashes = ", ".join(f"hashtext({self.bind(value)})" for value in condition.values)
+        return f"(hashtext({condition.field}) IN ({hashes}) AND coalesce({found}, false))"
 
     def metadata(self, path: tuple[str, ...]) -> str:
         expression = "metadata"

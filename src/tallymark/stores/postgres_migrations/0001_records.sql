@@ -19,8 +19,8 @@ CREATE TABLE tallymark.records (
     description text COLLATE "C"
 ) PARTITION BY RANGE (timestamp);
 
-CREATE INDEX records_type_time ON tallymark.records (metric_type, timestamp);
--- By a hash: names are long, and take a third of all that there is on the disk where the index has them once more.
+-- By a hash: that takes half of the disk that the texts would, and less time.
+CREATE INDEX records_type_time ON tallymark.records (hashtext(metric_type), timestamp);
 CREATE INDEX records_name_time ON tallymark.records (hashtext(name), timestamp);
 -- The newest records of all types, page by page.
 CREATE INDEX records_time ON tallymark.records (timestamp);

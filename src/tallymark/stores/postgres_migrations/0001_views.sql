@@ -17,7 +17,8 @@ SELECT
     service, metric_type, name, value, unit, success, error, trace_id, session_id,
     metadata::jsonb AS metadata,
     description,
-    timestamp AS timestamp_ns
+    timestamp AS timestamp_ns,
+    hashtext(metric_type) AS type_hash  -- what the index has
 FROM tallymark.records
 WHERE metric_type <> 'tallymark';
 
@@ -27,7 +28,7 @@ SELECT
     id, time AS timestamp, 'api'::text COLLATE "C" AS metric_type, name AS metric_name, value,
     CASE WHEN trace_id IS NULL THEN metadata ELSE metadata || jsonb_build_object('trace_id', trace_id) END AS metadata
 FROM tallymark.readable
-WHERE metric_type = 'api_request'
+WHERE metric_type = 'api_request' AND type_hash = hashtext('api_request')
 UNION ALL
 SELECT
     id, time AS timestamp, metric_type, name AS metric_name, value,
@@ -50,7 +51,7 @@ SELECT
     to_char(time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') AS end_time,
     CASE WHEN abs(value) < 1e13 THEN round(value)::bigint END AS duration_ms, success, error AS error_message, metadata::text AS metadata
 FROM tallymark.readable
-WHERE metric_type = 'processing';
+WHERE metric_type = 'processing' AND type_hash = hashtext('processing');
 
 CREATE VIEW tallymark.correction_metrics AS
 SELECT
@@ -66,4 +67,4 @@ SELECT
     tallymark.whole(metadata -> 'retry_count') AS retry_count,
     metadata::text AS metadata
 FROM tallymark.readable
-WHERE metric_type = 'correction';
+WHERE metric_type = 'correction' AND type_hash = hashtext('correction');
