@@ -111,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, answer, {"X-ClickHouse-Format": kind})
 
     def _run(self, statement: str, body: bytes, given: dict[str, str]) -> bytes:
-        connection = chdb.connect(self.engine)
+        connect: Callable[[str], Any] = chdb.connect  # without annotations of its own
+        connection = connect(self.engine)
         try:
             connection.query(f"USE `{given.get('database', 'default')}`")
             for name, value in given.items():
