@@ -15,6 +15,13 @@ from tallymark.shipper import Shipper
 from tallymark.store import Store, open_store
 from tallymark.stores.retention import Retention
 
+SHIP_SECONDS: Final = {"lake": 30.0, "clickhouse": 15.0}
+"""The longest that a record waits for its way into a store; a second where none is named.
+
+Of a lake the journals are read too. Many machines that each insert every second are more than ClickHouse merges
+(docs/scaling.md).
+"""
+
 FIRST_SECONDS: Final = 10.0
 """After the start, when the first requests of a server have been answered."""
 
@@ -34,15 +41,14 @@ def upkeep(url: str, retention: Retention | None, *, seconds: float | None = Non
     Args:
         url: of the store.
         retention: how long records are kept; with None nothing is deleted.
-        seconds: the longest that a record waits for its way into the store; by default 30 for a lake, whose journals
-            are read too, and 1 for every other.
+        seconds: the longest that a record waits for its way into the store; :data:`SHIP_SECONDS` by default.
 
     Raises:
         ConfigError: the URL is not usable.
     """
     folder = local_folder(url)
     with closing(open_store(url)) as store:
-        usual = 30.0 if split(url)[0] == "lake" else 1.0
+        usual = SHIP_SECONDS.get(split(url)[0], 1.0)
         shipper = Shipper(store, folder / JOURNALS, interval_seconds=usual if seconds is None else seconds)
         stopping = threading.Event()
         maintainer = threading.Thread(

@@ -36,7 +36,7 @@ def ship(
     once: Annotated[bool, typer.Option("--once", help="End when everything that waits is moved.")] = False,
     every: Annotated[
         str | None,
-        typer.Option(metavar="LENGTH", help="The longest that a record waits.", show_default="1s; 30s for a lake"),
+        typer.Option(metavar="LENGTH", help="The longest that a record waits.", show_default="1s to 30s, by the store"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: one JSON document, on stdout.")] = False,
 ) -> None:
@@ -47,7 +47,7 @@ def ship(
 
     Moves what applications on this machine record from their journals into the store, for as long as it runs, and
     joins small files. Applications do that themselves, with a short-lived process every so often; where this runs
-    they leave it alone, and records are in the store within a second. `tallymark serve` does the same.
+    they leave it alone, and records are in the store within the time of --every. `tallymark serve` does the same.
 
     While a store is away the journals keep everything. Ctrl-C ends it; nothing is lost.
     """
