@@ -43,10 +43,18 @@ def cluster(folder: Path) -> dict[str, str]:
     }
 
 
+def command(process: psutil.Process) -> str:
+    """The command line of a process; empty where it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @pytest.mark.timeout(600)
 def test_its_answers_are_those_of_tallymark(tmp_path: Path) -> None:
     with recipe(code_of("Spark"), ROWS, tmp_path, cluster(tmp_path)) as spark:
         check(spark, tmp_path)
         processes = psutil.Process(spark.pid).children(recursive=True)
-        workers = [process for process in processes if "CoarseGrainedExecutorBackend" in " ".join(process.cmdline())]
+        workers = [process for process in processes if "CoarseGrainedExecutorBackend" in command(process)]
         assert len(workers) == 2
