@@ -21,16 +21,16 @@ def run(quick: bool = False) -> list[Row]:
     from services.postgres import postgres_server
     from stores.postgres_stores import Databases
 
-    records = 125_000 if quick else 500_000
+    records = BATCH_ROWS // 4 if quick else BATCH_ROWS
     batches = list(workload.batches(records, BATCH_ROWS))
-    rows = [batch.table.to_pylist() for batch in workload.batches(records // 8, 10_000)]
+    rows = [batch.table.to_pylist() for batch in workload.batches(records, 10_000)]
     with postgres_server(*SETTINGS) as server:
         databases = Databases(server)
         ours, bytes_each, theirs = [], 0.0, []
         for _ in range(1 if quick else 3):
             took, bytes_each = _by_copy(databases.prepared(), batches)
             ours.append(took / records * 1e9)
-            theirs.append(_by_insert(databases.prepared(), rows, batches) / (records // 8) * 1e9)
+            theirs.append(_by_insert(databases.prepared(), rows, batches) / records * 1e9)
     note = f"{1e9 / min(ours):,.0f} records/s, with three indexes; {bytes_each:.0f} bytes each"
     return [Row("a record into PostgreSQL", min(ours), "ns", "INSERT by SQLAlchemy", min(theirs), 0.2, note)]
 
