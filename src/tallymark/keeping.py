@@ -25,8 +25,8 @@ from tallymark.maintenance import alone, trusts
 from tallymark.query import Query
 from tallymark.shipper import ship, shipping_turn
 from tallymark.store import Store
-from tallymark.stores.delta import DAY_NS
 from tallymark.stores.duck import Engine
+from tallymark.stores.retention import DAY_NS
 
 Say = Callable[[str], None]
 """Told what is being done, and what is waited for."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallymark.cli.stores import DEFAULT_STORE, StoreArgument, open_existing
+from tallymark.cli.stores import DEFAULT_STORE, StoreArgument, existing
 from tallymark.errors import QueryError, StoreError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def ship(
     if seconds is not None and seconds <= 0:
         raise QueryError("every: must be longer than nothing")
     if once:
-        open_existing(store).close()
+        existing(store).close()
         moved = _ship_once(store)
         if as_json:
             print_json({"store": shown(store), "records": moved})
@@ -228,10 +228,8 @@ def erase(
 
 def _opened(store: str) -> tuple["Store", Path]:
     from tallymark.location import local_folder
-    from tallymark.store import open_store
 
-    open_existing(store).close()
-    return open_store(store), local_folder(store)
+    return existing(store), local_folder(store)
 
 
 def _expired(older_than: str | None, metric_types: list[str] | None, now: int) -> list["Query"]:

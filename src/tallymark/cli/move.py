@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallymark.cli.read import NameOption, ServiceOption, TypeOption, WhereOption
-from tallymark.cli.stores import open_existing
+from tallymark.cli.stores import existing, settled
 from tallymark.errors import QueryError, StoreError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tallymark.moving.migrate import Migrated, Window
     from tallymark.moving.progress import Progress
     from tallymark.query import Query
-    from tallymark.store import Store
 
 SinceOption = Annotated[
     str | None, typer.Option(metavar="TIME", help="now-30d, 2026-11-01, …", show_default="the first record")
@@ -78,7 +77,7 @@ def export(
 
     if len(places) > 2:
         raise typer.BadParameter("at most a store and a file", param_hint="FILE")
-    store, file = _settled(places[0] if len(places) == 2 else None), places[-1]
+    store, file = settled(places[0] if len(places) == 2 else None), places[-1]
     kind = format_of(file, form)
     given = {"type": metric_type, "name": name, "service": service, "where": where, "since": since, "until": until}
     query = _query(since, until, where, metric_type=metric_type, name=name, service=service)
@@ -94,7 +93,7 @@ def export(
         part = path.with_name(path.name + PART)
         return f"what is done is in {part}; hint: --resume goes on" if (part / STATE).exists() else "nothing is done"
 
-    with _moving(kept) as progress, _opened(store) as opened:
+    with _moving(kept) as progress, existing(store) as opened:
         try:
             done = export_file(opened, query, path, kind, asked=asked, resume=resume, progress=progress)
         except OSError as error:
@@ -112,7 +111,7 @@ def _export_stream(store: str, query: "Query", kind: "Format") -> None:
 
     if kind == "parquet" and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is nothing for a terminal", param_hint="--format")
-    with _moving(lambda: "stdout has a part of the records") as progress, _opened(store) as opened:
+    with _moving(lambda: "stdout has a part of the records") as progress, existing(store) as opened:
         records = export_stream(opened, query, kind, sys.stdout.buffer, progress)
     message(f"{records:,} records", "dim")
 
@@ -149,7 +148,7 @@ def import_(
     from tallymark.privacy import PiiPolicy
     from tallymark.store import open_store
 
-    store, pii = _settled(to), PiiPolicy.of(settings().pii)
+    store, pii = settled(to), PiiPolicy.of(settings().pii)
     try:
         service = None if service is None else check_text("service", service, pii=pii)
     except ValueError as error:
@@ -204,7 +203,7 @@ def migrate(
         raise QueryError("migrate: FROM and TO are the same store")
     with (
         _moving(lambda: "what was copied stays; the same command goes on") as progress,
-        _opened(source) as one,
+        existing(source) as one,
         open_store(target) as two,
         alone_into(target),
     ):
@@ -270,20 +269,6 @@ def _end_where_refused(found: "list[Brought]") -> None:
     if refused:
         message(f"error: the store refused {len(refused):,} records; all others are in it", "red")
         raise typer.Exit(1)
-
-
-def _settled(given: str | None) -> str:
-    """The store that was named, or that of the settings."""
-    from tallymark.config import settings
-
-    return settings().store if given is None else given
-
-
-def _opened(store: str) -> "Store":
-    from tallymark.store import open_store
-
-    open_existing(store).close()
-    return open_store(store)
 
 
 def _query(since: str | None, until: str | None, where: list[str] | None = None, **columns: Any) -> "Query":

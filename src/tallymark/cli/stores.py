@@ -9,9 +9,10 @@ from tallymark.errors import ConfigError
 
 if TYPE_CHECKING:
     from tallymark.reader import Reader
+    from tallymark.store import Store
 
 
-def _settled(given: str | None) -> str:
+def settled(given: str | None) -> str:
     """The store that was named, or that of the settings."""
     if given is not None:
         return given
@@ -25,7 +26,7 @@ StoreArgument = Annotated[
     typer.Argument(
         metavar="STORE",
         help="The folder (or URL) with the records.",
-        callback=_settled,
+        callback=settled,
         show_default="the setting store, ./metrics",
     ),
 ]
@@ -39,11 +40,22 @@ def open_existing(store: str) -> "Reader":
     """Open a store for reading.
 
     Raises:
+        ConfigError: as :func:`existing`.
+    """
+    from tallymark.reader import Reader
+
+    return Reader(existing(store))
+
+
+def existing(store: str) -> "Store":
+    """A store that is there.
+
+    Raises:
         ConfigError: there is no such folder. Reading must not make one: a typing error would look like an
         empty store.
     """
-    import tallymark
     from tallymark.location import shown, split
+    from tallymark.store import open_store
 
     scheme, place = split(store)
     folder = Path(place)
@@ -56,4 +68,4 @@ def open_existing(store: str) -> "Reader":
         others = f"tallymark … {DEMO_STORE}" if Path(DEMO_STORE).is_dir() else "tallymark demo"
         hint = f"hint: name the folder that the application records to, or try: {others}"
         raise ConfigError(f"there is no store at {shown(store)!r}; {hint}")
-    return tallymark.open(store)
+    return open_store(store)

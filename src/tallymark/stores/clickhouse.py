@@ -47,7 +47,7 @@ from tallymark.stores.clickhouse_tables import (
 )
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.fresh import fresh
-from tallymark.stores.sql import aggregate_sql, check_rows, scan_sql
+from tallymark.stores.sql import aggregate_sql, check_rows, output_schema, scan_sql
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -209,7 +209,7 @@ class ClickHouse(Store):
     def aggregate(self, query: Query) -> pa.Table:
         """The groups of the records that match."""
         with self._errors("read"):
-            types = _types(query)
+            types = output_schema(query)
             if not self._exists():
                 return types.empty_table()
             statement = ClickHouseStatement()
@@ -457,15 +457,3 @@ class ClickHouse(Store):
 
 def _ids(table: pa.Table) -> Iterator[tuple[Any, Any]]:
     return zip(table["journal"].to_pylist(), table["seq"].to_pylist(), strict=True)
-
-
-def _types(query: Query) -> pa.Schema:
-    """The columns of an aggregation."""
-    integers = {"window_start", "count", "last_timestamp", "samples"}
-
-    def kind(name: str) -> pa.DataType:
-        if name in query.group_by:
-            return pa.bool_() if name == "success" else pa.string()
-        return pa.int64() if name in integers else pa.float64()
-
-    return pa.schema([(name, kind(name)) for name in query.output])

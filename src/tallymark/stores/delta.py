@@ -30,8 +30,7 @@ from tallymark.batch import SCHEMA, Batch
 from tallymark.location import check_bucket, check_folder
 from tallymark.stores.fresh import fresh
 from tallymark.stores.objects import OPTIONS, Objects
-
-DAY_NS: Final = 86_400_000_000_000
+from tallymark.stores.retention import DAY_NS
 
 _DATE: Final = pa.field("date", pa.date32(), nullable=False)
 

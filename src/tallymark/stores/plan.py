@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from tallymark.query import Query
-from tallymark.stores.delta import DAY_NS, Snapshot, StoredFile
+from tallymark.stores.delta import Snapshot, StoredFile
+from tallymark.stores.retention import DAY_NS
 from tallymark.stores.rollups import LEVELS, SERIES, Level, name_of
 
 MANY_RECORDS: Final = 1_000_000

@@ -25,9 +25,9 @@ from tallymark.stores.deletion import by_day
 from tallymark.stores.fresh import fresh
 from tallymark.stores.postgres_link import Cursor, Link
 from tallymark.stores.postgres_parts import Part
-from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer, output_schema
+from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer
 from tallymark.stores.retention import DAY_NS, Retention
-from tallymark.stores.sql import COLUMNS, aggregate_sql, check_rows, scan_sql
+from tallymark.stores.sql import COLUMNS, aggregate_sql, check_rows, output_schema, scan_sql
 
 PATIENCE_SECONDS: Final = 60.0
 """A server that is silent for so long is given up; but for what may take long."""

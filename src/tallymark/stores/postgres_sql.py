@@ -9,7 +9,7 @@ import psycopg
 import pyarrow as pa
 from pyarrow import csv
 
-from tallymark.query import Filter, Query
+from tallymark.query import Filter
 from tallymark.stores.sql import NUMBER, Statement
 
 RECORDS: Final = "tallymark.records"
@@ -99,15 +99,6 @@ class PostgresStatement(Statement):
     def percentiles(self, shares: list[float]) -> tuple[str, list[str]]:
         each = [f"percentiles[{number}]" for number in range(1, len(shares) + 1)]
         return f"percentile_cont({self.bind(shares)}) WITHIN GROUP (ORDER BY value) AS percentiles", each
-
-
-def output_schema(query: Query) -> pa.Schema:
-    """The columns of an aggregation."""
-    kinds: dict[str, pa.DataType] = dict.fromkeys(query.group_by, pa.string())
-    kinds |= dict.fromkeys(query.aggregates, pa.float64())
-    kinds |= {"success": pa.bool_()} if "success" in kinds else {}
-    whole = {"window_start", "count", "last_timestamp", "samples"}
-    return pa.schema([(name, pa.int64() if name in whole else kinds[name]) for name in query.output])
 
 
 def answer(cursor: "psycopg.Cursor[Any]", statement: Statement, sql: str, schema: pa.Schema) -> pa.Table:

@@ -24,9 +24,9 @@ from pyarrow import parquet
 from tallymark import log
 from tallymark.errors import StoreError
 from tallymark.percentile import bucket_sql
-from tallymark.stores.delta import DAY_NS
 from tallymark.stores.duck import DuckStatement
 from tallymark.stores.objects import Objects
+from tallymark.stores.retention import DAY_NS
 
 if TYPE_CHECKING:
     import duckdb

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
+import pyarrow as pa
+
 from tallymark.batch import SCHEMA, split_id
 from tallymark.errors import QueryError
 from tallymark.query import MAX_ROWS, Cursor, Filter, Query, Scalar, metadata_path, percentile
@@ -174,6 +176,18 @@ def order_sql(statement: Statement, query: Query) -> str:
     # One more than there may be, to see that there are more.
     limit = statement.bind(query.limit or MAX_ROWS + 1)
     return f"{' ORDER BY ' + order if order else ''} LIMIT {limit}"
+
+
+def output_schema(query: Query) -> pa.Schema:
+    """The columns of an aggregation, with the types that :meth:`tallymark.store.Store.aggregate` promises."""
+    integers = {"window_start", "count", "last_timestamp", "samples"}
+
+    def kind(name: str) -> pa.DataType:
+        if name in query.group_by:
+            return pa.bool_() if name == "success" else pa.string()
+        return pa.int64() if name in integers else pa.float64()
+
+    return pa.schema([(name, kind(name)) for name in query.output])
 
 
 def check_rows(rows: int) -> None:

@@ -26,7 +26,7 @@ from tallymark.stores.deletion import by_day
 from tallymark.stores.duck import Engine
 from tallymark.stores.fresh import fresh
 from tallymark.stores.retention import Retention
-from tallymark.stores.sql import aggregate_sql, scan_sql
+from tallymark.stores.sql import aggregate_sql, output_schema, scan_sql
 from tallymark.stores.sqlite_link import Link
 from tallymark.stores.sqlite_sql import (
     RECORDS,
@@ -37,7 +37,6 @@ from tallymark.stores.sqlite_sql import (
     fields_of,
     is_native,
     native,
-    output_schema,
     pages,
     to_table,
 )

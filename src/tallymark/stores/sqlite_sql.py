@@ -171,12 +171,6 @@ def to_table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def output_schema(query: Query) -> pa.Schema:
-    """The columns of an aggregation without groups."""
-    whole = {"count", "last_timestamp", "samples"}
-    return pa.schema([(name, pa.int64() if name in whole else pa.float64()) for name in query.output])
-
-
 def pages(query: Query, scan: Callable[[Query], pa.Table]) -> Iterator[pa.Table]:
     """The rows that meet the conditions of a scan but for those on metadata, in its order, more and more at a time."""
     size = 2_000
