@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from recording import in_threads, live, output, python, recording, ship
+from recording import eventually, in_threads, live, output, python, recording, ship
 
 from tallymark import Metrics
 from tallymark.lane import Lane
@@ -173,7 +173,8 @@ def test_exceptions_out_of_signal_handlers(folder: Path, max_queue_size: int) ->
         assert len(returned) < 20_000
         # A call that was cut short may or may not have been recorded; the books know.
         assert stats.total_recorded == stats.queue_size == len(found)
-        assert len(metrics._journal._open) <= 3
+        # No lane is lost to a call that was cut short; full ones are closed when the thread of the recorder gets there.
+        eventually(lambda: len(metrics._journal._open) <= 3)
     assert ship(folder).records == len(found)
 
 
