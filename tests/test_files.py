@@ -1,14 +1,15 @@
-"""Replacing a file: as a whole and durably, or not at all."""
+"""Replacing a file: as a whole and durably, or not at all. Locking one."""
 
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tallymark.files import replace_file
+from tallymark.files import is_locked, locked, replace_file
 
 
 def interrupted(*arguments: object) -> None:
@@ -98,3 +99,65 @@ def test_places_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(OSError, match="Errno"):
             replace_file(path, "text")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_one_holds_the_lock_of_a_file_and_others_see_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    assert os.listdir(tmp_path) == []
+    with locked(path):
+        assert is_locked(path)
+        with locked(path, wait=False) as held:
+            assert not held
+        assert is_locked(path)
+    assert not is_locked(path)
+    with locked(path, wait=False) as held:
+        assert held
+        assert is_locked(path)
+
+
+def test_a_lock_is_shared_by_those_who_share_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with pytest.raises(FileNotFoundError), locked(path, shared=True):
+        pass
+    path.touch()
+    with locked(path, shared=True), locked(path, shared=True):
+        assert not is_locked(path)
+        with locked(path, wait=False) as held:
+            assert not held
+    with locked(tmp_path, wait=False) as held:  # a folder
+        assert held
+        assert is_locked(tmp_path)
+
+
+def test_who_waits_for_a_lock_gets_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    order: list[str] = []
+
+    def next_one() -> None:
+        with locked(path):
+            order.append("next")
+
+    with locked(path):
+        thread = threading.Thread(target=next_one)
+        thread.start()
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "next"]
+
+
+def test_a_forked_child_does_not_keep_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    reading, writing = os.pipe()
+    with locked(path):
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent has closed its end
+            os._exit(0)
+    try:
+        assert not is_locked(path)
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(child, 0)

@@ -1,11 +1,16 @@
-"""Files that are there as a whole: as they are to be, or as they were before."""
+"""Files that are there as a whole, as they are to be or as they were before; and files that are locked."""
 
 import contextlib
+import fcntl
 import os
-from pathlib import Path
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: "Path", text: str) -> None:
     """Put a text in the place of a file at once and for good, in UTF-8 and with the line ends that it has.
 
     Raises:
@@ -27,3 +32,37 @@ def replace_file(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(path: "Path", *, wait: bool = True, shared: bool = False) -> Generator[bool]:
+    """Hold the lock of a file; yields whether it is held, which only who does not wait has to ask.
+
+    Args:
+        path: the file, which is made where there is none; or a folder.
+        shared: together with others that share it. The file is read-only then, and not made.
+
+    Raises:
+        OSError: it cannot be opened, or no file can be locked there.
+    """
+    flags = os.O_RDONLY if shared or path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except OSError:
+            if wait:
+                raise
+            held = False
+        yield held
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has a copy
+        os.close(descriptor)
+
+
+def is_locked(path: "Path") -> bool:
+    """Whether somebody holds the lock of a file, not shared. Where there is none, it is not made."""
+    with contextlib.suppress(OSError), locked(path, wait=False, shared=True) as free:
+        return not free
+    return False

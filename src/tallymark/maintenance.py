@@ -1,13 +1,13 @@
 """Who looks after a store: one process of a machine at a time, and none that believes a clock which jumps."""
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from tallymark.clock import Clock, SystemClock
+from tallymark.files import locked
 from tallymark.store import Maintenance, Store
 from tallymark.stores.retention import ClockWatch, Retention
 
@@ -39,7 +39,7 @@ def maintain(
     """
     if not folder.is_dir():
         return Maintenance(held="there is no store yet")
-    with _only_one(folder / MAINTAIN_LOCK) as free:
+    with locked(folder / MAINTAIN_LOCK, wait=False) as free:
         if not free:
             return Maintenance(held="another process is at it")
         trusted = trusts(folder, clock)
@@ -56,22 +56,10 @@ def trusts(folder: Path, clock: Clock = _SYSTEM_CLOCK) -> bool:
 def alone(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Keep others from looking after a store; ``waiting`` is called where one of them has to end first."""
     path = folder / MAINTAIN_LOCK
-    with _only_one(path) as free:
+    with locked(path, wait=False) as free:
         if free:
             yield
             return
     waiting()
-    with _only_one(path, wait=True):
+    with locked(path):
         yield
-
-
-@contextlib.contextmanager
-def _only_one(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this is the only one that holds the lock file now; for as long as the context lasts."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

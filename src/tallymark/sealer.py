@@ -6,7 +6,6 @@ process that records: a short-lived child does the work, or a ``tallymark serve`
 
 import _thread
 import contextlib
-import fcntl
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from tallymark import log
+from tallymark.files import is_locked
 from tallymark.journal import Journal
 from tallymark.lane import JOURNALS
 from tallymark.location import absolute, local_folder, split
@@ -43,18 +43,7 @@ MANY_FILES: Final = 8
 
 def somebody_ships(journals: "Path") -> bool:
     """Whether a shipper is at work, or on duty, on this folder."""
-    try:
-        fd = os.open(journals / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has a copy
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return is_locked(journals / LOCK_FILE)
 
 
 class Sealer:

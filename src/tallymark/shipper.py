@@ -5,7 +5,6 @@ and the deletion of a journal, the next shipper sees what is done. ``python -m t
 """
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -24,6 +23,7 @@ from tallymark.batch import CLOSED
 from tallymark.clock import Clock, SystemClock
 from tallymark.delivery import Lot, deliver
 from tallymark.errors import TallymarkError
+from tallymark.files import is_locked, locked
 from tallymark.lane import JOURNALS
 from tallymark.lane_reader import LaneReader, each_lane
 from tallymark.location import local_folder
@@ -58,17 +58,8 @@ class Shipped:
 def shipping_lock(journals: Path) -> Generator[bool]:
     """Hold the right to ship from a folder; yields whether it was free."""
     journals.mkdir(parents=True, exist_ok=True)
-    fd = os.open(journals / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has a copy
-        os.close(fd)
+    with locked(journals / LOCK_FILE, wait=False) as free:
+        yield free
 
 
 @contextlib.contextmanager
@@ -77,8 +68,7 @@ def shipping_turn(journals: Path, waiting: Callable[[], None]) -> Generator[None
     and takes it again afterwards. ``waiting`` is called where somebody has it.
     """
     journals.mkdir(parents=True, exist_ok=True)
-    with (journals / TURN_FILE).open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with locked(journals / TURN_FILE):
         for attempt in itertools.count():
             with shipping_lock(journals) as free:
                 if free:
@@ -91,16 +81,7 @@ def shipping_turn(journals: Path, waiting: Callable[[], None]) -> Generator[None
 
 def _somebody_waits(journals: Path) -> bool:
     """Whether somebody wants the next turn."""
-    try:
-        turn = (journals / TURN_FILE).open("rb")
-    except OSError:
-        return False
-    with turn:
-        try:
-            fcntl.flock(turn, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    return is_locked(journals / TURN_FILE)
 
 
 def ship(store: Store, journals: Path, clock: Clock) -> Shipped:

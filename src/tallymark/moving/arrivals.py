@@ -6,8 +6,6 @@ time, and gets the rest. Whatever ends a move half-way, beginning again goes on.
 """
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -19,6 +17,7 @@ import pyarrow as pa
 from tallymark.batch import Batch, record_id
 from tallymark.delivery import MOST_REFUSED
 from tallymark.errors import RefusedError, StoreError
+from tallymark.files import locked
 from tallymark.location import local_folder, shown
 from tallymark.model import RESERVED_TYPE
 from tallymark.moving.pages import OWN, PAGE_ROWS, pages, place_of_last
@@ -66,16 +65,11 @@ def alone_into(url: str) -> Generator[None]:
     """
     folder = local_folder(url)
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with locked(folder / LOCK_FILE, wait=False) as alone:
+        if not alone:
             hint = "hint: try again when it is done"
-            raise StoreError(f"another import or migrate brings records into {shown(url)}; {hint}") from None
+            raise StoreError(f"another import or migrate brings records into {shown(url)}; {hint}")
         yield
-    finally:
-        os.close(descriptor)
 
 
 def bring(store: Store, rows: pa.Table) -> Brought:

@@ -4,7 +4,6 @@ What is not complete is in a folder beside it, ``FILE.part``, with a note of how
 record that is in it for good. Going on begins there.
 """
 
-import fcntl
 import io
 import os
 import shutil
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tallymark.errors import QueryError, StoreError
-from tallymark.files import replace_file
+from tallymark.files import locked, replace_file
 from tallymark.moving.formats import PARQUET_SCHEMA, Format, csv_header, csv_rows, ndjson_rows
 from tallymark.moving.pages import by_day, pages, place_of_last, until_newest
 from tallymark.moving.progress import Progress
@@ -244,12 +243,9 @@ def _draft(path: Path) -> Generator[Path]:
     """
     folder = path.with_name(path.name + PART)
     folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(f"another export is writing {path}") from None
+    with locked(folder, wait=False) as alone:
+        if not alone:
+            raise StoreError(f"another export is writing {path}")
         try:
             yield folder
         except BaseException:
@@ -257,8 +253,6 @@ def _draft(path: Path) -> Generator[Path]:
                 shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
-    finally:
-        os.close(descriptor)
 
 
 def _begun(folder: Path, asked: dict[str, Any]) -> State | None:

@@ -7,7 +7,6 @@ their names. Whoever holds the lock next does what is left of it.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Generator
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tallymark.errors import StoreError
-from tallymark.files import replace_file
+from tallymark.files import locked, replace_file
 from tallymark.stores.batch_file import NAME
 
 FOLDER: Final = ".tallymark"
@@ -100,21 +99,16 @@ class Ledger:
         lock = self._folder / FOLDER / LOCK
         if write:
             lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if write else os.O_RDONLY, 0o666)
-        except FileNotFoundError:  # nothing was ever written here
-            self._forget()
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(lock, shared=not write))
+            except FileNotFoundError:  # nothing was ever written here
+                self._forget()
+            else:
+                self._read()
+                if write:
+                    self._finish()
             yield
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
-            self._read()
-            if write:
-                self._finish()
-            yield
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has a copy
-            os.close(descriptor)
 
     def place(self, name: str) -> Path:
         """Where the content of a file is that the log has: a change may not have come to its end."""

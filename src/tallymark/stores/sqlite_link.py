@@ -6,7 +6,6 @@ for as long as it writes, checkpoints or closes; readers open the file read-only
 """
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Final
 from urllib.parse import quote
 
 from tallymark import log
+from tallymark.files import locked
 from tallymark.location import local_folder
 
 REVISION: Final = "0001"
@@ -140,13 +140,8 @@ class Link:
     def _locked(self) -> Iterator[None]:
         folder = local_folder(f"sqlite:{self._path}")
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(folder / LOCK):
             yield
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has a copy
-            os.close(descriptor)
 
     def _open_writer(self) -> sqlite3.Connection:
         if self._writer is not None:
