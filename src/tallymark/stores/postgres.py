@@ -131,9 +131,7 @@ class Postgres(Store):
                 try:
                     with self._link.transaction(seconds=LONG_SECONDS, silence=self._patience) as cursor:
                         _write(cursor, batch)
-                except (_NoPartition, errors.CheckViolation) as error:
-                    if isinstance(error, psycopg.Error) and error.diag.constraint_name:
-                        raise  # somebody's own constraint; that a partition is missing has no name
+                except _NoPartition:
                     if attempt == ATTEMPTS - 1:
                         raise StoreError(f"cannot write to {self._url}: its partitions are dropped again") from None
                     self._make_parts(_days(batch.table))
@@ -375,31 +373,42 @@ def _write(cursor: Cursor, batch: Batch) -> None:
     new = fresh(batch, {journal: position for journal, position in cursor.fetchall() if position >= 0})
     if not new.positions and not new.table.num_rows:
         return
-    table = new.table.select(SCHEMA.names).sort_by("timestamp")
-    rows = _rows_by_part(cursor, table["timestamp"].to_numpy())
-    if rows:
-        _copy(cursor, table)
+    # As COPY would by way of this table; so no partition is dropped from now on.
+    cursor.execute(f"LOCK TABLE ONLY {RECORDS} IN ROW EXCLUSIVE MODE")
+    rows = {}
+    for part, table in _by_part(cursor, new.table.select(SCHEMA.names)):
+        _copy(cursor, part, table)
+        rows[part.first] = table.num_rows
     cursor.execute(_NEW_POSITIONS, [list(new.positions), list(new.positions.values())])
     # Last, and in one order everywhere: other batches of the same day wait for this.
     cursor.execute("SELECT FROM tallymark.parts WHERE first = ANY(%s) ORDER BY first FOR UPDATE", [list(rows)])
     cursor.execute(_MORE_ROWS, [list(rows), list(rows.values())])
 
 
-def _rows_by_part(cursor: Cursor, timestamps: "np.ndarray[Any, Any]") -> dict[int, int]:
-    """How many of some sorted timestamps are in which partition, by where that begins."""
-    if not len(timestamps):
-        return {}
+def _by_part(cursor: Cursor, table: pa.Table) -> list[tuple[Part, pa.Table]]:
+    """Some rows by the partition that each belongs to, in the order of time, which is what the indexes like best.
+
+    Raises:
+        _NoPartition: there is none for some of them.
+    """
+    if not table.num_rows:
+        return []
+    timestamps = table["timestamp"].to_numpy()
+    if (timestamps[1:] < timestamps[:-1]).any():  # to look takes a hundredth of the time that sorting does
+        table = table.sort_by("timestamp")
+        timestamps = table["timestamp"].to_numpy()
     found = parts.find(cursor, int(timestamps[0]), int(timestamps[-1]) + 1)
     bounds = np.searchsorted(timestamps, [bound for part in found for bound in (part.first, part.until)])
-    rows = {part.first: int(end - start) for part, start, end in zip(found, bounds[::2], bounds[1::2], strict=True)}
-    if sum(rows.values()) < len(timestamps):
+    slices = [(part, table[start:end]) for part, start, end in zip(found, bounds[::2], bounds[1::2], strict=True)]
+    if sum(rows.num_rows for _, rows in slices) < table.num_rows:
         raise _NoPartition
-    return {first: count for first, count in rows.items() if count}
+    return [(part, rows) for part, rows in slices if rows.num_rows]
 
 
-def _copy(cursor: Cursor, table: pa.Table) -> None:
+def _copy(cursor: Cursor, part: Part, table: pa.Table) -> None:
+    """Bring rows into their partition. By way of the table of all partitions it would take a tenth longer."""
     encoder = pgpq.ArrowToPostgresBinaryEncoder(table.schema)
-    with cursor.copy(f"COPY {RECORDS} ({COLUMNS}) FROM STDIN (FORMAT binary)") as copy:
+    with cursor.copy(f"COPY tallymark.{part.name} ({COLUMNS}) FROM STDIN (FORMAT binary)") as copy:
         copy.write(encoder.write_header())
         for rows in table.to_batches(max_chunksize=CHUNK_ROWS):
             copy.write(encoder.write_batch(rows))
