@@ -1,6 +1,7 @@
-"""Moments and lengths of time, as people type them."""
+"""Moments and lengths of time, as people type and read them."""
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 
 from tallymark.errors import QueryError
@@ -74,6 +75,11 @@ def parse_length(value: Length, part: str) -> int:
     if not _LENGTH.fullmatch(text):
         raise QueryError(f"{part}: {value[:80]!r} is no length of time; use 30s, 5m, 1h30m, 1d, 1w")
     return sum(int(number) * _UNITS[unit] for number, unit in _LENGTH_PART.findall(text))
+
+
+def utc_day(timestamp: int) -> str:
+    """The day of a timestamp (ns), as ``2025-01-31``."""
+    return time.strftime("%Y-%m-%d", time.gmtime(timestamp // 1_000_000_000))
 
 
 def _nanoseconds(value: object, part: str) -> int:

@@ -17,8 +17,9 @@ from tallymark import Metrics
 from tallymark.review import CorrectionType, MetricsService, ProcessingStage
 from tallymark.review.alerts import performance_alerts
 from tallymark.review.corrections import difference
-from tallymark.review.report import DAY_NS, admin_performance, dashboard
+from tallymark.review.report import admin_performance, dashboard
 from tallymark.review.trend import trend
+from tallymark.stores.retention import DAY_NS
 from tallymark.testing import ManualClock
 
 HOSTILE = "=1+1\x1b[2J\u202e,\n\"'🎉"

@@ -313,6 +313,6 @@ def _print(found: "Found", dry_run: bool, deleted: int, **more: Any) -> None:
 
 
 def _day(timestamp: int | None) -> str | None:
-    from tallymark.stores.delta import utc_day
+    from tallymark.times import utc_day
 
     return None if timestamp is None else utc_day(timestamp)

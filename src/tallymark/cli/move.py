@@ -247,7 +247,7 @@ def _tell(done: "Migrated", target: str) -> None:
 
 
 def _window(window: "Window") -> dict[str, Any]:
-    from tallymark.stores.delta import utc_day
+    from tallymark.times import utc_day
 
     return {
         "day": utc_day(window.day),

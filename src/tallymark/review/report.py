@@ -16,12 +16,11 @@ from tallymark.review.corrections import CORRECTION, LABEL
 from tallymark.review.service import CORRECTION_RATE_PERCENT, SLOW_STAGE_MS, SYSTEM_METRIC
 from tallymark.review.sessions import PROCESSING, SESSION, ProcessingStage
 from tallymark.review.trend import trend
+from tallymark.stores.retention import DAY_NS, HOUR_NS
 
 if TYPE_CHECKING:
     from tallymark.reader import Reader
 
-HOUR_NS: Final = 3_600_000_000_000
-DAY_NS: Final = 24 * HOUR_NS
 MAX_HOURS: Final = 24 * 3_660
 MAX_DAYS: Final = 366
 MAX_SINGLE_DAYS: Final = 60

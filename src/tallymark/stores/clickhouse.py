@@ -28,7 +28,7 @@ from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
 from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores.clickhouse_address import Address
-from tallymark.stores.clickhouse_rollups import DAY_NS, DAYS_AT_ONCE, DAYS_SQL, Day, cut, fits, pieces_sql
+from tallymark.stores.clickhouse_rollups import DAYS_AT_ONCE, DAYS_SQL, Day, cut, fits, pieces_sql
 from tallymark.stores.clickhouse_sql import ClickHouseStatement
 from tallymark.stores.clickhouse_tables import (
     BOOKS,
@@ -47,6 +47,7 @@ from tallymark.stores.clickhouse_tables import (
 )
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.fresh import fresh
+from tallymark.stores.retention import DAY_NS
 from tallymark.stores.sql import aggregate_sql, check_rows, output_schema, scan_sql
 
 if TYPE_CHECKING:

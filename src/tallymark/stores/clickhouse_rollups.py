@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from tallymark.query import Query, percentile
 from tallymark.stores.clickhouse_sql import ClickHouseStatement
-from tallymark.stores.clickhouse_tables import HOUR_NS, HOURS, RECORDS, quoted
+from tallymark.stores.clickhouse_tables import HOURS, RECORDS, quoted
+from tallymark.stores.retention import DAY_NS, HOUR_NS
 from tallymark.stores.sql import finals_sql, order_sql, window_sql
 
 MANY_RECORDS: Final = 1_000_000
@@ -26,8 +27,6 @@ MANY_PIECES: Final = 64
 
 DAYS_AT_ONCE: Final = 8
 """So many days are summed up anew in one turn."""
-
-DAY_NS: Final = 24 * HOUR_NS
 
 SERIES: Final = frozenset({"service", "metric_type", "name", "unit", "success"})
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tallymark.model import RESERVED_TYPE
+from tallymark.stores.retention import HOUR_NS
 from tallymark.stores.sql import COLUMNS
 
 VERSION: Final = 3
@@ -33,8 +34,6 @@ SCHEMA_TABLE: Final = "tallymark_schema"
 
 FENCE_ERROR: Final = "this write was given up"
 """What an insert that comes too late is told."""
-
-HOUR_NS: Final = 3_600_000_000_000
 
 HOURS_OF_RECORDS: Final = (
     f"SELECT intDiv(timestamp, {HOUR_NS}) * {HOUR_NS} AS start, service, metric_type, name, unit,"

@@ -378,11 +378,6 @@ class Delta:
         raise AssertionError("not reached")
 
 
-def utc_day(timestamp: int) -> str:
-    """The day of a timestamp (ns), as the table names it: ``2025-01-31``."""
-    return time.strftime("%Y-%m-%d", time.gmtime(timestamp // 1_000_000_000))
-
-
 def _files(table: DeltaTable) -> list[StoredFile]:
     actions = pa.table(table.get_add_actions(flatten=True))
     columns = ("path", "partition.date", "size_bytes", "num_records", "min.timestamp", "max.timestamp")

@@ -25,7 +25,7 @@ from tallymark.model import RESERVED_TYPE
 from tallymark.query import Filter, Query
 from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
-from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off, utc_day
+from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off
 from tallymark.stores.duck import Engine, FileGone
 from tallymark.stores.objects import said
 from tallymark.stores.plan import plan
@@ -33,6 +33,7 @@ from tallymark.stores.retention import Retention
 from tallymark.stores.rolled import Rolled, relative_error
 from tallymark.stores.rollups import Rollups
 from tallymark.stores.shared import Shared
+from tallymark.times import utc_day
 
 MIB: Final = 1 << 20
 
