@@ -15,6 +15,12 @@ from tallymark import Metrics, lane_reader
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Nobody knows how long a shipper may take on a machine that is busy with other tests; ten seconds, with which an
+# application does, have been too little.
+for _waits in (Metrics.flush, Metrics.stop):
+    _waits.__defaults__ = (120.0,)
+
+
 @pytest.fixture(params=["compiled", "pure"])
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which way is taken to record and to read, in this process and in those that it starts."""

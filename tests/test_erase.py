@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from pyarrow import parquet
-from recording import books, clone, eventually, live, output, python, recording, ship, stored
+from recording import DEADLINE_SECONDS, books, clone, eventually, live, output, python, recording, ship, stored
 
 from tallymark import Metrics, keeping
 from tallymark.integrations.logging import JsonLinesHandler, log_event
@@ -224,7 +224,7 @@ def test_a_writer_that_never_stops_is_not_disturbed(folder: Path) -> None:
         for lane in lanes(folder / JOURNALS):
             assert lane.read(0).corrupt == 0
     (folder / "stop").touch()
-    wrote = json.loads(output(writer))
+    wrote = json.loads(output(writer, 120))
     ship(folder)
     erased += erase(folder).records
     assert erased == wrote["subject"]
@@ -283,7 +283,7 @@ def test_it_says_that_it_waits(folder: Path) -> None:
             fcntl.flock(upkeep, fcntl.LOCK_EX)
             work.start()
             eventually(lambda: any("shipper" in text for text in heard))
-        work.join(30)
+        work.join(DEADLINE_SECONDS)
         assert not work.is_alive()
         assert traces(folder) == []
         lake.close()
@@ -302,7 +302,7 @@ def test_turns_are_kept_apart(folder: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(DEADLINE_SECONDS)
     assert inside == []
 
 

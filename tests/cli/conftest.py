@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import DEADLINE_SECONDS
 
 from tallymark import Metrics
 
@@ -91,7 +92,7 @@ def shop(recorded_shop: Path, tmp_path: Path) -> Path:
     return shutil.copytree(recorded_shop, tmp_path / "metrics")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait until a condition holds; fail when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

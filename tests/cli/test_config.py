@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import typer
+from recording import DEADLINE_SECONDS
+from services import free_port
 
 from tallymark.cli import app
 from tallymark.config import OTHER_NAMES, Settings, settings
-from tallymark.demo.runner import free_port
 
 from .conftest import HOSTILE, Program, eventually
 
@@ -169,7 +170,7 @@ class Served:
             f"http://127.0.0.1:{port}/api/v1/info", headers={"Authorization": f"Bearer {key}"} if key else {}
         )
         try:
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=DEADLINE_SECONDS) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             with error:
@@ -184,14 +185,14 @@ def test_serve_follows_the_settings_and_options_win(tallymark: Program) -> None:
     assert f"serving there at http://127.0.0.1:{ports[0]}/" in served.said
     assert (served.status(ports[0]), served.status(ports[0], key)) == (401, 200)
     os.killpg(served.process.pid, signal.SIGINT)
-    assert served.process.wait(20) == 0
+    assert served.process.wait(DEADLINE_SECONDS) == 0
     other = "another-key-0123456789"
     served = Served(tallymark, "here", "--port", str(ports[1]), "--key", other)
     assert f"serving here at http://127.0.0.1:{ports[1]}/" in served.said
     assert (served.status(ports[1], key), served.status(ports[1], other)) == (401, 200)
     eventually((tallymark.folder / "here").is_dir)
     os.killpg(served.process.pid, signal.SIGINT)
-    assert served.process.wait(20) == 0
+    assert served.process.wait(DEADLINE_SECONDS) == 0
 
 
 def test_a_key_that_is_unfit_is_not_shown(tallymark: Program) -> None:

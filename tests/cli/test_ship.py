@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from recording import books, recording
+from recording import DEADLINE_SECONDS, books, recording
 
 from tallymark.shipper import shipping_lock
 
@@ -51,7 +51,7 @@ def test_ship_moves_what_comes_until_it_is_ended(tallymark: Program, folder: Pat
             metrics.record("job", "done", 1.0)
             eventually(lambda wanted=round_: books(folder).stored == wanted)  # type: ignore[misc]
     os.killpg(process.pid, how)
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=DEADLINE_SECONDS)
     assert (process.returncode, out, errors.strip()) == (0, "", "ended")
 
 

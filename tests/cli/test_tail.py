@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import DEADLINE_SECONDS
 
 from tallymark import Metrics
 
@@ -45,8 +46,8 @@ class Followed:
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
-        code = self.process.wait(10)
-        self._reading.join(10)
+        code = self.process.wait(DEADLINE_SECONDS)
+        self._reading.join(DEADLINE_SECONDS)
         return code
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from recording import recording
+from services import free_port
 from services.postgres import postgres_server
 from services.redis import redis_server
 
@@ -40,11 +41,9 @@ def silent_port() -> Iterator[int]:
 
 
 @pytest.fixture
-def unreachable_port() -> Iterator[int]:
+def unreachable_port() -> int:
     """A port that nobody listens on, and nobody else will get."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

@@ -19,10 +19,18 @@ from services import free_port
 from services.redis import redis_server
 
 from tallymark import Metrics
-from tallymark.collectors.queues import QueueCollector, configured_broker, queue_depth, track_celery_queue_metrics
+from tallymark.collectors import queues
+from tallymark.collectors.queues import QueueCollector, configured_broker, track_celery_queue_metrics
 from tallymark.config import settings
 from tallymark.errors import ConfigError
 from tallymark.integrations.celery import PUBLISHED, instrument, uninstrument
+
+from .conftest import PATIENT
+
+
+def queue_depth(*arguments: Any, **settings: Any) -> dict[str, Any]:
+    """With the time that a busy machine may need."""
+    return queues.queue_depth(*arguments, **{"timeout_seconds": PATIENT, **settings})
 
 
 @pytest.fixture
@@ -213,7 +221,7 @@ def test_the_collector_records_and_sees_a_broker_come_back(folder: Path) -> None
 def test_a_hanging_broker_costs_a_collector_its_time_limit_only(folder: Path) -> None:
     with redis_server() as url, recording(folder) as metrics:
         collector = QueueCollector(metrics, url, ["jobs"], timeout_seconds=0.5)
-        assert collector.collect_once()["connected"] is True
+        eventually(lambda: collector.collect_once()["connected"] is True)
         with Redis.from_url(url) as client:
             pid = int(client.info("server")["process_id"])
         os.kill(pid, signal.SIGSTOP)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_a_name_that_nobody_knows() -> None:
 def test_a_server_that_freezes_and_goes_on(redis_url: str) -> None:
     with redis_server() as url:
         collector = RedisCollector(None, url, timeout_seconds=0.5)
-        assert collector.status()["connected"] is True
+        eventually(lambda: collector.status()["connected"] is True)  # half a second may be little for a busy machine
         with redis.Redis.from_url(url) as client:
             process = client.info()["process_id"]
         os.kill(process, signal.SIGSTOP)
@@ -189,7 +190,7 @@ def test_a_server_that_freezes_and_goes_on(redis_url: str) -> None:
 def test_a_server_that_is_killed_and_comes_back(
     shop: Metrics, recorded: Recorded, tmp_path: Path, unreachable_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = str(unreachable_port + 1 if unreachable_port < 65_000 else unreachable_port - 1)
+    port = str(unreachable_port)  # until the server is there
     command = [
         find_program("redis-server"),
         "--port",
@@ -229,10 +230,12 @@ def test_a_hundred_who_look_at_once_are_one_question(redis_url: str, client: Cli
     client.info()
     collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     before = asked()
+    began = time.monotonic()
     with ThreadPoolExecutor(20) as threads:
         readings = list(threads.map(lambda _: collector.status(), range(100)))
-    # The last one is our own; a slow machine may take more than a second for all.
-    assert asked() - before - 1 <= 3
+    took = time.monotonic() - began
+    # The last one is our own. An answer is as good as new for one second; a slow machine may take more for all.
+    assert asked() - before - 1 <= took + 1
     assert all(reading["connected"] for reading in readings)
     # One connection, which is kept.
     assert len([each for each in client.client_list() if each["cmd"] == "info"]) <= 2
@@ -240,16 +243,19 @@ def test_a_hundred_who_look_at_once_are_one_question(redis_url: str, client: Cli
 
 
 def test_stop_closes_the_connection_and_a_new_question_opens_one(redis_url: str, client: Client) -> None:
-    client.ping()
-    alone = client.info()["connected_clients"]
+    def clients() -> set[str]:
+        return {each["id"] for each in client.client_list()}
+
+    before = clients()  # some of them may be of tests that are over, and about to go
     collector = RedisCollector(None, redis_url, timeout_seconds=PATIENT)
     collector.status()
-    assert client.info()["connected_clients"] == alone + 1
+    assert len(clients() - before) == 1
     collector.stop()
-    eventually(lambda: client.info()["connected_clients"] == alone)
-    assert collector.ask(0.0).result(10)["connected"] is True
+    eventually(lambda: clients() <= before)
+    assert collector.ask(0.0).result(PATIENT)["connected"] is True
+    assert len(clients() - before) == 1
     collector.stop()
-    eventually(lambda: client.info()["connected_clients"] == alone)
+    eventually(lambda: clients() <= before)
 
 
 def test_a_wrong_password_is_named_and_not_shown(shop: Metrics, recorded: Recorded, caplog: Any, capfd: Any) -> None:
@@ -392,7 +398,7 @@ def test_a_forked_child_asks_over_a_connection_of_its_own(redis_url: str, client
             collector.stop()
             os._exit(0 if good else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert collector.ask(0.0).result(10)["connected"] is True
+    assert collector.ask(0.0).result(PATIENT)["connected"] is True
     collector.stop()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from recording import DEADLINE_SECONDS
 
 import tallymark
 from tallymark import Metrics
@@ -64,7 +65,7 @@ class Recorded:
     def grows(self, beyond: int | None = None) -> bool:
         """Whether another sample comes in: after this call, or beyond so many values."""
         count = len(self("system")) if beyond is None else beyond
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while len(self("system")) <= count and time.monotonic() < deadline:
             time.sleep(0.01)
         return len(self("system")) > count
@@ -108,7 +109,7 @@ def test_the_values_are_those_of_this_machine(metrics: Metrics) -> None:
     sample = collector.status()
     assert sample["cpu_count"] == os.cpu_count()
     assert 0 < sample["cpu_percent"] <= 100
-    assert sample["process"]["cpu_percent"] > 10
+    assert sample["process"]["cpu_percent"] > 1  # a busy machine may give it little of a core
     assert sample["memory_total_mb"] == pytest.approx(psutil.virtual_memory().total / 2**20, rel=1e-3)
     assert sample["disk_total_gb"] == pytest.approx(psutil.disk_usage("/").total / 2**30, rel=1e-3)
     assert 0 < sample["memory_used_mb"] < sample["memory_total_mb"]
@@ -281,7 +282,7 @@ def test_it_outlives_a_recorder_that_stops(folder: Path, caplog: pytest.LogCaptu
     with SystemCollector(metrics, interval_seconds=0.01) as collector:
         assert recorded.grows()
         metrics.stop()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while not caplog.records and time.monotonic() < deadline:
             time.sleep(0.01)
         metrics.start()

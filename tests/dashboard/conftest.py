@@ -19,6 +19,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 from recording import DEADLINE_SECONDS
+from services import free_port
 from serving import serving
 
 from tallymark import Metrics
@@ -43,7 +44,7 @@ class Site:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self.port = 0
+        self.port = free_port()  # nobody else gets it while the server is away
         self.url = ""
         self.app: FastAPI | None = None
         self._stack = ExitStack()
@@ -51,7 +52,6 @@ class Site:
     def start(self) -> None:
         self.app = create_app(Settings(store=self.store, collect_system=False))
         self.url = self._stack.enter_context(serving(Server(self.app), self.port))
-        self.port = int(self.url.rstrip("/").rpartition(":")[2])
 
     def stop(self) -> None:
         self._stack.close()

@@ -53,10 +53,6 @@ def row(page: Page, table: str, name: str) -> Locator:
     return page.locator(f"#{table} tbody tr").filter(has=page.get_by_role("button", name=name, exact=True))
 
 
-def texts(found: Locator) -> list[str]:
-    return [text.strip() for text in found.all_inner_texts()]
-
-
 def test_everything_that_was_recorded_is_shown(page: Page) -> None:
     expect(page.locator("#status")).to_have_text("Live")
     expect(page.locator("[data-tile=error_rate] .tile-value")).to_have_text("10%")
@@ -160,13 +156,13 @@ def test_the_server_says_what_failed(page: Page, site: Site, monkeypatch: pytest
 
 def test_operations_sort_and_filter(page: Page) -> None:
     names = page.locator("#operations .name")
-    assert texts(names) == ["render_invoice", "GET /products"]
+    expect(names).to_have_text(["render_invoice", "GET /products"])
     count = page.locator("#operations th").filter(has_text="Operation")
     count.get_by_role("button").click()
-    assert texts(names) == ["GET /products", "render_invoice"]
+    expect(names).to_have_text(["GET /products", "render_invoice"])
     expect(count).to_have_attribute("aria-sort", "ascending")
     page.locator("#operations-filter").fill("INVOICE")
-    assert texts(names) == ["render_invoice"]
+    expect(names).to_have_text(["render_invoice"])
     page.locator("#operations-filter").fill("no such thing")
     expect(page.locator("#operations")).to_contain_text("Nothing matches")
 
@@ -246,9 +242,9 @@ def test_thousands_of_series(metrics: Metrics, site: Site, looker: Looker) -> No
         metrics.record("many", f"metric {index:04}", float(index))
     page = looker.open(f"{site.url}#service=shop")
     expect(page.locator("#metrics-count")).to_have_text("3,000")
-    assert page.locator("#metrics tbody tr").count() == 25
+    expect(page.locator("#metrics tbody tr")).to_have_count(25)
     page.get_by_role("button", name="Show 100 more").click()
-    assert page.locator("#metrics tbody tr").count() == 125
+    expect(page.locator("#metrics tbody tr")).to_have_count(125)
     page.locator("#metrics-filter").fill("2718")
     expect(page.locator("#metrics .name")).to_have_text(["metric 2718"])
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from recording import DEADLINE_SECONDS
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -242,7 +243,10 @@ def failing_app(metrics: Metrics, **options: Any) -> Starlette:
 def test_outcome_behind_a_real_server(
     metrics: Metrics, recorded: Recorded, path: str, status: int, success: bool, error: str | None
 ) -> None:
-    with serving(failing_app(metrics)) as address, httpx.Client(base_url=f"http://{address}") as client:
+    with (
+        serving(failing_app(metrics)) as address,
+        httpx.Client(base_url=f"http://{address}", timeout=DEADLINE_SECONDS) as client,
+    ):
         with contextlib.suppress(httpx.RemoteProtocolError), client.stream("GET", path) as response:
             assert response.status_code == status
             assert len(response.headers.get_list("x-trace-id")) == 1
@@ -268,7 +272,7 @@ def test_error_pages_of_starlette_carry_the_trace_id_and_their_own_status(
 
     app = failing_app(metrics, debug=debug, exception_handlers={Exception: handler})
     with serving(app) as address:
-        response = httpx.get(f"http://{address}/")
+        response = httpx.get(f"http://{address}/", timeout=DEADLINE_SECONDS)
         record = only(eventually(recorded, 1))
     assert response.headers["x-trace-id"] == record.trace_id
     assert record.metadata["status_code"] == response.status_code == (500 if debug else 502)
@@ -288,7 +292,7 @@ def test_a_middleware_around_ours_may_still_turn_an_exception_into_an_answer(
     app = failing_app(metrics)
     app.add_middleware(BaseHTTPMiddleware, dispatch=explain)
     with serving(app) as address:
-        response = httpx.get(f"http://{address}/")
+        response = httpx.get(f"http://{address}/", timeout=DEADLINE_SECONDS)
         record = only(eventually(recorded, 1))
     assert response.status_code == record.metadata["status_code"] == 503
     assert response.headers["x-trace-id"] == record.trace_id
@@ -305,10 +309,11 @@ def test_an_application_that_answers_nothing_has_failed(metrics: Metrics, record
 
 
 def test_background_task_does_not_hold_the_response(metrics: Metrics, recorded: Recorded) -> None:
-    answered = threading.Event()
+    begun, answered = threading.Event(), threading.Event()
 
     def background() -> None:
-        assert answered.wait(20)
+        begun.set()
+        assert answered.wait(DEADLINE_SECONDS)
 
     async def endpoint(request: Request) -> Response:
         return PlainTextResponse("ok", background=BackgroundTask(background))
@@ -316,7 +321,8 @@ def test_background_task_does_not_hold_the_response(metrics: Metrics, recorded: 
     app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     with serving(app) as address:
         began = time.perf_counter()
-        httpx.get(f"http://{address}/")
+        httpx.get(f"http://{address}/", timeout=DEADLINE_SECONDS)
+        assert begun.wait(DEADLINE_SECONDS)  # by then the server, too, knows that the last byte is sent
         elapsed_ms = (time.perf_counter() - began) * 1000
         assert recorded() == []
         answered.set()
@@ -326,20 +332,22 @@ def test_background_task_does_not_hold_the_response(metrics: Metrics, recorded: 
 
 
 def test_streaming_ends_with_the_last_chunk(metrics: Metrics, recorded: Recorded) -> None:
-    go_on = threading.Event()
+    sent, go_on = threading.Event(), threading.Event()
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b"first"
-        await asyncio.to_thread(go_on.wait, 20)
+        sent.set()
+        await asyncio.to_thread(go_on.wait, DEADLINE_SECONDS)
         yield b"last"
 
     async def endpoint(request: Request) -> Response:
         return StreamingResponse(chunks())
 
     app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
-    with serving(app) as address, httpx.stream("GET", f"http://{address}/") as response:
+    with serving(app) as address, httpx.stream("GET", f"http://{address}/", timeout=DEADLINE_SECONDS) as response:
         body = response.iter_raw()
         assert next(body) == b"first"
+        assert sent.wait(DEADLINE_SECONDS)
         held_until = time.perf_counter() + 0.02
         while time.perf_counter() < held_until:
             assert recorded() == []
@@ -361,7 +369,7 @@ def test_client_that_leaves_while_we_stream(metrics: Metrics, recorded: Recorded
 
     app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
     with serving(app) as address:
-        with httpx.stream("GET", f"http://{address}/") as response:
+        with httpx.stream("GET", f"http://{address}/", timeout=DEADLINE_SECONDS) as response:
             next(response.iter_raw())
         record = only(eventually(recorded, 1))
     assert (record.success, record.error) == (None, None)
@@ -409,7 +417,7 @@ def test_a_disconnect_after_the_last_byte_is_how_every_request_ends(metrics: Met
         assert (await receive())["type"] == "http.disconnect"
 
     with serving(MetricsMiddleware(app, metrics)) as address:
-        httpx.get(f"http://{address}/")
+        httpx.get(f"http://{address}/", timeout=DEADLINE_SECONDS)
         record = only(eventually(recorded, 1))
     assert record.success is True
     assert "disconnected" not in record.metadata
@@ -433,7 +441,7 @@ def test_lifespan_passes_through(metrics: Metrics, recorded: Recorded) -> None:
         middleware=[Middleware(MetricsMiddleware, metrics=metrics)],
     )
     with serving(app) as address:
-        assert httpx.get(f"http://{address}/").json() == [42, 32]
+        assert httpx.get(f"http://{address}/", timeout=DEADLINE_SECONDS).json() == [42, 32]
         eventually(recorded, 1)
     assert seen == ["up", "down"]
 

@@ -694,6 +694,7 @@ def test_waiting_is_bounded_and_the_log_says_what_is_lost(
     logger: logging.Logger, handler: JsonLinesHandler, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(structured, "MAX_WAITING", 5)
+    monkeypatch.setattr(structured, "RETRY_SECONDS", 3600.0)
     logger.info("first")
     with full_disk(path):
         for number in range(20):
@@ -745,6 +746,7 @@ def test_a_process_that_was_stopped_in_the_middle_holds_nobody_up_for_long(
     import fcntl
 
     monkeypatch.setattr(structured, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(structured, "RETRY_SECONDS", 3600.0)
     logger.info("before")
     with path.open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
+from recording import DEADLINE_SECONDS
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -164,7 +165,7 @@ def test_answer_of_another_middleware_has_the_name_of_the_route(metrics: Metrics
     app = starlette_app(metrics)
     app.add_middleware(BaseHTTPMiddleware, dispatch=refuse)
     with serving(app) as address:
-        assert httpx.get(f"http://{address}/api/users/anna").status_code == 401
+        assert httpx.get(f"http://{address}/api/users/anna", timeout=DEADLINE_SECONDS).status_code == 401
         record = only(eventually(recorded, 1))
     assert (record.name, record.metadata["status_code"]) == ("GET /api/users/{user}", 401)
 

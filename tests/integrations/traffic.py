@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
+from recording import DEADLINE_SECONDS
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -34,7 +35,7 @@ class Recorded:
 
 def eventually(recorded: Recorded, count: int, metric_type: str = "api_request") -> list[Record]:
     """The records once there are ``count``: a server records after the client has its answer."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while len(found := recorded(metric_type)) < count and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(found) == count
@@ -97,9 +98,10 @@ def serving(app: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while not server.started and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert server.started
         yield f"127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
+from recording import DEADLINE_SECONDS
 
 from tallymark import ndjson
 from tallymark.batch import SCHEMA, record_id
@@ -285,14 +286,14 @@ def test_one_at_a_time(lake: Store, tmp_path: Path) -> None:
 
     def progress(*_: object) -> None:
         first_page.set()
-        go_on.wait(30)
+        go_on.wait(DEADLINE_SECONDS)
 
     thread = threading.Thread(
         target=lambda: export_file(lake, Query(), path, "csv", asked={}, resume=False, progress=progress)
     )
     thread.start()
     try:
-        assert first_page.wait(30)
+        assert first_page.wait(DEADLINE_SECONDS)
         with pytest.raises(StoreError, match="another export is writing"):
             export(lake, path, "csv")
     finally:

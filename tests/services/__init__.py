@@ -42,25 +42,39 @@ def find_program(name: str, *places: str) -> str:
     pytest.skip(missing)
 
 
+_taken: list[socket.socket] = []
+"""Bound, but not listening: who asks for any port, or connects to somewhere, gets another one."""
+
+
 def free_port(*offsets: int) -> int:
-    """A port that nobody listens on, nor on those that lie ``offsets`` above it."""
+    """A port that nobody listens on, nor on those that lie ``offsets`` above it.
+
+    Until this process ends only who asks for it gets it, as servers do, which reuse addresses.
+    """
     while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            if all(_is_free(port + offset) for offset in offsets):
-                return port
+        first = _bound(0)
+        assert first is not None
+        port: int = first.getsockname()[1]
+        others = [_bound(port + offset) for offset in offsets]
+        if None not in others:
+            _taken.extend(bound for bound in (first, *others) if bound is not None)
+            return port
+        for bound in (first, *others):
+            if bound is not None:
+                bound.close()
 
 
-def _is_free(port: int) -> bool:
+def _bound(port: int) -> socket.socket | None:
     if port > 65535:
-        return False
-    with socket.socket() as other:
-        try:
-            other.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        return None
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(("127.0.0.1", port))
+    except OSError:
+        bound.close()
+        return None
+    return bound
 
 
 @contextmanager

@@ -204,10 +204,10 @@ def test_a_write_that_died_with_its_server_is_completed(tmp_path: Path) -> None:
     for step, kill in enumerate([f"INSERT {INCOMING}", ""]):
         process = python("-m", "stores.clickhouse_writer", str(tmp_path), str(10 + 5 * step), kill)
         if kill:
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
             assert process.returncode == -9
         else:
-            assert output(process, 60).split() == ["15", "15", "15"]
+            assert output(process, 120).split() == ["15", "15", "15"]
 
 
 def test_rows_that_the_server_will_never_take_are_told_apart(databases: Databases) -> None:
