@@ -1,14 +1,13 @@
 """A store that knows nothing of journals, together with those on this machine that belong to it."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallymark import log
-from tallymark.batch import CLOSED, Batch
+from tallymark.batch import Batch
 from tallymark.clock import SystemClock
 from tallymark.errors import StoreError
-from tallymark.lane_reader import each_lane
+from tallymark.lane_reader import each_lane, unshipped
 from tallymark.query import Query
 from tallymark.shipper import ship, shipping_lock
 from tallymark.store import Maintenance, Store, StoreInfo
@@ -75,12 +74,8 @@ class Journaled(Store):
             before, positions = positions, self._store.positions(names)
             if before == positions:  # nothing was brought between the two
                 break
-        pending, dropped = 0, Counter(info.dropped)
-        for lane in lanes:
-            position = positions.get(lane.journal, 0)
-            if position < CLOSED:
-                pending += lane.pending(position)
-                dropped.update(lane.dropped)
+        pending, dropped = unshipped(lanes, positions)
+        dropped.update(info.dropped)
         return StoreInfo(info.url, info.stored, pending, dict(dropped), info.bytes, info.deleted)
 
     def close(self) -> None:

@@ -9,10 +9,11 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import msgspec
@@ -84,6 +85,17 @@ class Range:
     end: int
     corrupt: int
     records: int = 0
+
+
+class LiveJournal(Protocol):
+    """A journal that is open for reading, and stays readable when its file is deleted."""
+
+    journal: str
+
+    @property
+    def dropped(self) -> dict[str, int]: ...
+    def rows(self, start: int) -> pa.Table: ...
+    def pending(self, start: int) -> int: ...
 
 
 class LaneReader:
@@ -368,6 +380,17 @@ def each_lane(folder: Path) -> Iterator[LaneReader]:
             if path not in _left_out:
                 _left_out.add(path)
                 _log.warning("a journal is left out: %s", error)
+
+
+def unshipped(journals: Iterable[LiveJournal], positions: Mapping[str, int]) -> tuple[int, Counter[str]]:
+    """How many records a store at these positions does not have, and how many were dropped, by reason."""
+    pending, dropped = 0, Counter[str]()
+    for journal in journals:
+        position = positions.get(journal.journal, 0)
+        if position < CLOSED:
+            pending += journal.pending(position)
+            dropped.update(journal.dropped)
+    return pending, dropped
 
 
 def _by_age(folder: Path) -> list[Path]:

@@ -11,15 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
 from tallymark import log
-from tallymark.batch import CLOSED, SCHEMA, Batch
+from tallymark.batch import SCHEMA, Batch
 from tallymark.errors import StoreError
-from tallymark.lane_reader import lanes
+from tallymark.lane_reader import LiveJournal, lanes, unshipped
 from tallymark.location import local_folder
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Filter, Query
@@ -58,17 +58,6 @@ _OWN_ROWS: Final = Query(
 )
 
 T = TypeVar("T")
-
-
-class LiveJournal(Protocol):
-    """A journal that is open for reading, and stays readable when its file is deleted."""
-
-    journal: str
-
-    @property
-    def dropped(self) -> dict[str, int]: ...
-    def rows(self, start: int) -> pa.Table: ...
-    def pending(self, start: int) -> int: ...
 
 
 class Lake(Store):
@@ -170,16 +159,12 @@ class Lake(Store):
             return self._on_snapshot(journals, _OWN_ROWS, lambda snapshot: self._info(snapshot, journals))
 
     def _info(self, snapshot: Snapshot, journals: Sequence[LiveJournal]) -> StoreInfo:
-        stored, pending, dropped = snapshot.rows, 0, Counter[str]()
+        pending, dropped = unshipped(journals, snapshot.positions)
+        stored = snapshot.rows
         for row in self._own_rows(snapshot):
             stored -= row["count"]
             if row["name"] == "dropped":
                 dropped[row["metadata.reason"]] += int(row["sum"])
-        for journal in journals:
-            position = snapshot.positions.get(journal.journal, 0)
-            if position < CLOSED:
-                pending += journal.pending(position)
-                dropped.update(journal.dropped)
         return StoreInfo(self._url, stored, pending, dict(dropped), snapshot.bytes, snapshot.deleted)
 
     def _own_rows(self, snapshot: Snapshot) -> list[dict[str, Any]]:
