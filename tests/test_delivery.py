@@ -116,7 +116,7 @@ def test_a_line_is_the_record(timestamp: int) -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        (b"{}", "id"),
+        (b'{"colour":"red"}', "colour"),
         (b"[]", "array"),
         (b"{", "truncated"),
         (ndjson.encode(row(0)).replace(b'"value":1.0', b'"value":"x"'), "value"),

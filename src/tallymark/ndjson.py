@@ -13,20 +13,21 @@ _SECOND: Final = 1_000_000_000
 _FRACTION: Final = re.compile(r"\.(\d{1,9})")
 
 
-class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Line(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One record, as a line has it. ``metadata`` is the very text that was recorded.
 
     Attributes:
+        id: records of other programs have none, and may lack more.
         refused: in a file of records that a store refused: why.
     """
 
-    id: uuid.UUID
-    timestamp: str
-    service: str
-    metric_type: str
-    name: str
-    value: float
-    unit: str
+    id: uuid.UUID | None = None
+    timestamp: str | None = None
+    service: str | None = None
+    metric_type: str | None = None
+    name: str | None = None
+    value: float | None = None
+    unit: str | None = None
     success: bool | None = None
     error: str | None = None
     trace_id: str | None = None
@@ -36,6 +37,11 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     refused: str | None = None
 
 
+_decode: Final = msgspec.json.Decoder(Line).decode
+_ALIKE: Final = [name for name in Line.__struct_fields__ if name not in ("id", "timestamp", "metadata", "refused")]
+"""What a line and a row have alike."""
+
+
 def encode(row: dict[str, Any], refused: str | None = None) -> bytes:
     """A row of :data:`tallymark.batch.SCHEMA` as a line, with its end.
 
@@ -43,33 +49,29 @@ def encode(row: dict[str, Any], refused: str | None = None) -> bytes:
     """
     seconds, nanoseconds = divmod(row["timestamp"], _SECOND)
     moment = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
-    others = set(Line.__struct_fields__) - {"id", "timestamp", "metadata", "refused"}
     line = Line(
         id=record_id(row["journal"], row["seq"]),
         timestamp=moment,
         metadata=msgspec.Raw(row["metadata"].encode()),
         refused=refused,
-        **{name: row[name] for name in others},
+        **{name: row[name] for name in _ALIKE},
     )
     return msgspec.json.encode(line) + b"\n"
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """A line as a row.
+    """A line as a row; without ``journal`` and ``seq`` where it has no id, and None where it lacks something.
 
     Raises:
         ValueError: it is no such line; the message names the field.
     """
-    found = msgspec.json.decode(line, type=Line)
-    row: dict[str, Any] = {name: getattr(found, name) for name in Line.__struct_fields__}
-    journal, seq = split_id(row.pop("id"))
-    row.pop("refused")
-    return row | {
-        "journal": journal,
-        "seq": seq,
-        "timestamp": parse_moment(found.timestamp),
-        "metadata": bytes(found.metadata).decode(),
-    }
+    found = _decode(line)
+    row: dict[str, Any] = {name: getattr(found, name) for name in _ALIKE}
+    row["timestamp"] = None if found.timestamp is None else parse_moment(found.timestamp)
+    row["metadata"] = bytes(found.metadata).decode()
+    if found.id is not None:
+        row["journal"], row["seq"] = split_id(found.id)
+    return row
 
 
 def parse_moment(text: str) -> int:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,28 +35,6 @@ MAX_BATCH_BYTES: Final = 1 << 29
 """Largest batch file: it is read as a whole."""
 
 BATCH_ENDING: Final = ".json"
-
-
-class Line(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A line of NDJSON from anywhere. With an id it is one of :class:`tallymark.ndjson.Line`."""
-
-    id: uuid.UUID | None = None
-    timestamp: str | None = None
-    service: str | None = None
-    metric_type: str | None = None
-    name: str | None = None
-    value: float | None = None
-    unit: str | None = None
-    success: bool | None = None
-    error: str | None = None
-    trace_id: str | None = None
-    session_id: str | None = None
-    metadata: msgspec.Raw = msgspec.Raw(b"{}")
-    description: str | None = None
-    refused: str | None = None
-
-
-_decode_line: Final = msgspec.json.Decoder(Line).decode
 
 
 class SourceFile:
@@ -269,13 +246,8 @@ def _as_recorded(rows: pa.Table) -> pa.Table:
 
 def _from_line(line: bytes) -> dict[str, Any]:
     """A line as a row, or without a journal where it has no id."""
-    found = _decode_line(line)
-    if found.id is not None:
-        return ndjson.decode(line)
-    row: dict[str, Any] = {name: getattr(found, name) for name in COLUMNS if name != "id"}
-    row["timestamp"] = None if found.timestamp is None else ndjson.parse_moment(found.timestamp)
-    row["metadata"] = _object(bytes(found.metadata).decode())
-    return row
+    row = ndjson.decode(line)
+    return row if "journal" in row else row | {"metadata": _object(row["metadata"])}
 
 
 def _from_cells(cells: dict[str, str]) -> dict[str, Any]:
