@@ -1,5 +1,6 @@
-"""Children that fail are not started again and again."""
+"""Who starts children that ship: those that fail are not started again and again, none is taken for another."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from recording import recording, stored
 
 from tallymark import Metrics, sealer
+from tallymark.child import Child
 from tallymark.sealer import LONGEST_PAUSE, Sealer
 
 
@@ -53,3 +55,36 @@ def test_after_each_failure_the_next_child_waits_twice_as_long(
         passed += 2 * LONGEST_PAUSE
         assert look(metrics)
         assert (own._failures, len(stored(folder)), metrics.get_stats().queue_size) == (0, 1, 0)
+
+
+def test_the_end_of_one_child_is_not_that_of_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread is slow to say that a child has ended, and another one has started the next by then."""
+    reading, go_on = threading.Event(), threading.Event()
+    complaint = Child.complaint
+
+    def read_slowly(child: Child) -> str:
+        reading.set()
+        assert go_on.wait(60)
+        return complaint(child)
+
+    monkeypatch.setattr(Child, "complaint", read_slowly)
+    with recording(folder) as metrics:
+        own = metrics._sealer
+        monkeypatch.setattr(own, "look", lambda journal: None)
+        metrics.record("job", "a", 1.0)
+        assert own._start_child()
+        first = own._child
+        assert first is not None
+        first.wait(60)
+        slow = threading.Thread(target=own._is_busy)
+        slow.start()
+        assert reading.wait(60)
+        assert own._start_child()
+        second = own._child
+        assert second is not None
+        go_on.set()
+        slow.join()
+        assert own._ended == 1  # who waits for the second still does
+        second.wait(60)
+        own._is_busy()
+        assert own._ended == 2

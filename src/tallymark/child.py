@@ -6,9 +6,14 @@ import subprocess
 
 
 class Child(subprocess.Popen[bytes]):
-    """It may outlive the application, or whoever waited for it: no warnings about that."""
+    """It may outlive the application, or whoever waited for it: no warnings about that.
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    Args:
+        number: which of those it is that its owner has started.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], number: int) -> None:
+        self.number = number
         super().__init__(
             command,
             env=os.environ | environment,

@@ -136,7 +136,7 @@ class Sealer:
     def _bury(self, child: "Child") -> None:
         complaint = child.complaint()
         if child.returncode >= 0 and child.returncode != BUSY:  # one that was killed is worth another
-            self._ended = self._started
+            self._ended = max(self._ended, child.number)  # another thread may have started the next by now
         if child.returncode == 0:
             self._failures = 0
         elif child.returncode != BUSY:
@@ -164,7 +164,7 @@ class Sealer:
             # -P: not the modules of whatever folder the application runs in.
             # The URL not as an argument, which every user of the machine can see: it may hold a password.
             command = [sys.executable, "-P", "-m", "tallymark.shipper"]
-            self._child = Child(command, {STORE_VARIABLE: self._store})
+            self._child = Child(command, {STORE_VARIABLE: self._store}, self._started)
         except OSError as error:
             self._fail(error)
             return False
