@@ -143,7 +143,9 @@ def test_cut_anywhere_it_keeps_what_comes_before(original: Original) -> None:
     holes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=200), st.booleans()), max_size=4),
     cut=st.none() | st.floats(0, 1),
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_garbage_never_becomes_a_record(
     request: pytest.FixtureRequest, holes: list[tuple[float, bytes, bool]], cut: float | None
 ) -> None:

@@ -150,7 +150,9 @@ def fresh(tmp_path: Path) -> Callable[[], Path]:
 
 
 @given(given_=calls)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_what_is_recorded_comes_back_equal(
     fresh: Callable[[], Path], core: str, given_: list[tuple[str, dict[str, Any]]]
 ) -> None:
@@ -167,7 +169,9 @@ def test_what_is_recorded_comes_back_equal(
 
 
 @given(given_=st.lists(call, min_size=5, max_size=20))
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_what_is_shipped_comes_back_equal(
     fresh: Callable[[], Path], core: str, given_: list[tuple[str, dict[str, Any]]]
 ) -> None:
