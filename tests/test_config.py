@@ -21,9 +21,9 @@ from settings_page import PAGE, page
 
 from tallymark import Metrics
 from tallymark.config import BROKERS, OTHER_NAMES, Settings, settings
+from tallymark.environment import OFF
 from tallymark.errors import ConfigError
 from tallymark.location import mask_url
-from tallymark.recorder import OFF
 
 CANARY = "canary5ecret"
 SECRETS = ("keys", "redis", "postgres", "broker", "pseudonym_key")

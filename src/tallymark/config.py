@@ -29,11 +29,11 @@ from pydantic import (
 )
 
 from tallymark import log
+from tallymark.environment import is_off
 from tallymark.errors import ConfigError
 from tallymark.location import MASK, STATE_VARIABLE, local_folder, mask_url, shown
 from tallymark.model import MAX_NAME_LENGTH
 from tallymark.privacy import RULES
-from tallymark.recorder import is_off
 
 PREFIX: Final = "TALLYMARK_"
 FILE: Final = "tallymark.toml"

@@ -4,7 +4,6 @@ import _queue
 import _thread
 import atexit
 import os
-import sys
 import time
 from collections.abc import Generator, Mapping
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 from tallymark import log
 from tallymark.clock import Clock, SystemClock
 from tallymark.core import core, fast
+from tallymark.environment import is_enabled, program_name
 from tallymark.errors import ConfigError
 from tallymark.journal import Journal, OnFull
 from tallymark.lane import ENTRIES_AT, ENTRY_SIZE, OUTCOMES, Lane
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 SYNC_SECONDS: Final = 1.0
 """How often the journal is brought to the disk: what a power cut can cost."""
-
-OFF: Final = frozenset(("false", "f", "0", "no", "n", "off"))
-"""The words of the environment that switch off."""
 
 NOT_RUNNING: Final = "the recorder is not running: call start(), or use it in a with block"
 
@@ -113,7 +110,7 @@ class Metrics:
             ``"mask"`` them, ``"reject"`` the record, or ``"allow"`` them; or one of these for each rule.
         enabled: whether anything is done at all. Switched off, every method returns what it otherwise would, checks
             nothing and makes no file, folder or thread. By default the environment says: ``TALLYMARK_ENABLED``, else
-            ``ENABLE_METRICS``, is a word of :data:`OFF`, such as ``false``.
+            ``ENABLE_METRICS``, is a word of :data:`tallymark.environment.OFF`, such as ``false``.
         clock: where time comes from.
 
     Attributes:
@@ -151,7 +148,7 @@ class Metrics:
             raise ConfigError("durability must be 'process' or 'power'")
         if enabled is not None and not isinstance(enabled, bool):
             raise ConfigError("enabled must be True, False or None")
-        self.enabled = _enabled_by_environment() if enabled is None else enabled
+        self.enabled = is_enabled() if enabled is None else enabled
         # Not with the module: an application that imports it may never record. Not later: a child that is forked while
         # another thread is in the middle of an import cannot import the same.
         import datetime  # noqa: F401
@@ -166,7 +163,7 @@ class Metrics:
         self._allow = ALLOW
         self.pii = PiiPolicy.of(pii)
         self.store = os.fspath(store)
-        self.service = check_text("service", service if service is not None else _program_name(), pii=self.pii)
+        self.service = check_text("service", service if service is not None else program_name(), pii=self.pii)
         self._clock: Clock = clock or SystemClock()
         if not self.enabled:
             from tallymark.disabled import METHODS
@@ -494,22 +491,3 @@ class Metrics:
                 else:
                     log.info("records are kept again")
         done.release()
-
-
-def is_off(word: str) -> bool:
-    """Whether a word of the environment switches off; the settings read theirs so, too."""
-    return word.strip().lower() in OFF
-
-
-def _enabled_by_environment() -> bool:
-    return not is_off(os.environ.get("TALLYMARK_ENABLED") or os.environ.get("ENABLE_METRICS") or "")
-
-
-def _program_name() -> str:
-    """The name of the program: of the script, or of the package after ``python -m``."""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name:
-        return str(spec.name).removesuffix(".__main__")
-    name = os.path.splitext(os.path.basename(sys.argv[0] if sys.argv else ""))[0]
-    return "python" if name in ("", "-c") else name
