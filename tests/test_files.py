@@ -118,16 +118,17 @@ def test_one_holds_the_lock_of_a_file_and_others_see_it(tmp_path: Path) -> None:
 
 def test_a_lock_is_shared_by_those_who_share_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with pytest.raises(FileNotFoundError), locked(path, shared=True):
+    with pytest.raises(FileNotFoundError), locked(path, shared=True, make=False):
         pass
-    path.touch()
     with locked(path, shared=True), locked(path, shared=True):
         assert not is_locked(path)
         with locked(path, wait=False) as held:
             assert not held
-    with locked(tmp_path, wait=False) as held:  # a folder
+    with locked(tmp_path, wait=False, make=False) as held:  # a folder
         assert held
         assert is_locked(tmp_path)
+    with pytest.raises(IsADirectoryError), locked(tmp_path):
+        pass
 
 
 def test_who_waits_for_a_lock_gets_it(tmp_path: Path) -> None:

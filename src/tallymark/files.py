@@ -35,18 +35,17 @@ def replace_file(path: "Path", text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: "Path", *, wait: bool = True, shared: bool = False) -> Generator[bool]:
+def locked(path: "Path", *, wait: bool = True, shared: bool = False, make: bool = True) -> Generator[bool]:
     """Hold the lock of a file; yields whether it is held, which only who does not wait has to ask.
 
     Args:
-        path: the file, which is made where there is none; or a folder.
-        shared: together with others that share it. The file is read-only then, and not made.
+        shared: together with others that share it.
+        make: the file where there is none; otherwise it may be a folder too.
 
     Raises:
         OSError: it cannot be opened, or no file can be locked there.
     """
-    flags = os.O_RDONLY if shared or path.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, (os.O_RDWR | os.O_CREAT if make else os.O_RDONLY) | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -63,6 +62,6 @@ def locked(path: "Path", *, wait: bool = True, shared: bool = False) -> Generato
 
 def is_locked(path: "Path") -> bool:
     """Whether somebody holds the lock of a file, not shared. Where there is none, it is not made."""
-    with contextlib.suppress(OSError), locked(path, wait=False, shared=True) as free:
+    with contextlib.suppress(OSError), locked(path, wait=False, shared=True, make=False) as free:
         return not free
     return False

@@ -243,7 +243,7 @@ def _draft(path: Path) -> Generator[Path]:
     """
     folder = path.with_name(path.name + PART)
     folder.mkdir(exist_ok=True)
-    with locked(folder, wait=False) as alone:
+    with locked(folder, wait=False, make=False) as alone:
         if not alone:
             raise StoreError(f"another export is writing {path}")
         try:

@@ -101,7 +101,7 @@ class Ledger:
             lock.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(locked(lock, shared=not write))
+                held.enter_context(locked(lock, shared=not write, make=write))
             except FileNotFoundError:  # nothing was ever written here
                 self._forget()
             else:
