@@ -108,7 +108,7 @@ while True:
             os.kill(os.getpid(), 9)
 """
     child = python("-c", script)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert all("being dropped" in line for line in err.splitlines()), err
     returned = int(out.split()[-1])
     counted = books(folder)

@@ -299,7 +299,7 @@ def test_a_program_that_cannot_record_ends_as_ever(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     program = "import sys; from tallymark import Metrics; m = Metrics(sys.argv[1]); m.start(); m.record('a', 'b', 1.0)"
     process = python("-c", program, str(tmp_path / "file" / "below"))
-    printed, said = process.communicate(timeout=60)
+    printed, said = process.communicate(timeout=120)
     assert (process.returncode, printed) == (0, "")
     # and it says what is wrong, though not one record could be kept
     assert said.count("records are being dropped, and counted: ") == 1

@@ -169,6 +169,6 @@ def _answer(program: Program, answer: str, *arguments: Any) -> tuple[int, str]:
     )
     os.close(theirs)
     os.write(ours, answer.encode())
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     os.close(ours)
     return process.returncode, said

@@ -109,7 +109,7 @@ def test_colours_on_a_terminal(tallymark: Program, handler: JsonLinesHandler, tm
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200"}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, "-m", "tallymark", "tail", "--logs"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=side, stdin=side, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=side, stdin=side, timeout=120)
     os.close(side)
     assert done.returncode == 0
     assert b"\x1b[33m  warning" in os.read(main, 10_000)

@@ -97,7 +97,7 @@ class TestQuery:
             cwd=tallymark.folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert done.stderr == "" or "Traceback" not in done.stderr
 
@@ -158,5 +158,5 @@ def _on_a_terminal(program: Program, command: str) -> str:
     except OSError:
         pass  # how Linux says that the other end was closed
     os.close(ours)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     return sent.decode()

@@ -108,7 +108,7 @@ class TestPseudonym:
 
     def test_from_stdin(self, bot: Path) -> None:
         command = [*PROGRAM, "pseudonym", "--store", str(bot), "--kind", "user", "-"]
-        done = subprocess.run(command, input="3\n", capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, input="3\n", capture_output=True, text=True, timeout=120, check=True)
         assert done.stdout.strip() == Pseudonyms(bot).known("user", 3)
 
     def test_with_the_key_of_the_settings(self, tallymark: Program) -> None:

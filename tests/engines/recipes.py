@@ -84,7 +84,7 @@ def recipe(code: str, rows: str, folder: Path, environment: dict[str, str]) -> I
     try:
         yield Recipe(process)
     finally:
-        process.communicate(timeout=60)  # its input ends, and so does it
+        process.communicate(timeout=120)  # its input ends, and so does it
 
 
 def asked(folder: Path) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from recording import DEADLINE_SECONDS
 
 from .conftest import Start
 
@@ -22,7 +23,9 @@ JSON = {"Content-Type": "application/json"}
 
 def conversation(client: httpx.Client, *pieces: bytes) -> bytes:
     """What the server answers to these bytes, until it closes the connection."""
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20) as connection:
+    with socket.create_connection(
+        (client.base_url.host, client.base_url.port or 80), timeout=DEADLINE_SECONDS
+    ) as connection:
         for piece in pieces:
             connection.sendall(piece)
         answer = b""

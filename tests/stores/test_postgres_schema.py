@@ -90,7 +90,7 @@ def test_several_processes_make_it_at_once(server: Databases) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     for process in processes:
-        output(process, 60)
+        output(process, 120)
     with Postgres(url) as store:
         assert store.info().stored == 2
 
@@ -100,7 +100,7 @@ def test_alembic_is_loaded_for_an_upgrade_only(server: Databases) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    assert output(process, 60) == "[]\n"
+    assert output(process, 120) == "[]\n"
 
 
 def test_reading_makes_nothing(server: Databases) -> None:
