@@ -19,7 +19,7 @@ from tallymark.record import Record
 from tallymark.shipper import Shipped, ship_once, shipping_lock
 from tallymark.store import StoreInfo
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 120.0
 """For a machine that is busy with other things: who waits for an event does not wait longer than that takes."""
 
 
