@@ -1,4 +1,4 @@
-"""ClickHouse's engine in this process, and clients of it that fail."""
+"""ClickHouse's engine in this process, clients of it that fail, and what is in its stores."""
 
 import contextlib
 import uuid
@@ -9,7 +9,10 @@ import clickhouse_connect
 from clickhouse_connect.driver.exceptions import Error as DriverError
 
 from stores.clickhouse_http import Server
+from tallymark.query import Query
+from tallymark.store import Store
 from tallymark.stores.clickhouse import ClickHouse
+from tallymark.testing.rows import DAY, JOURNALS, NOON, row
 
 
 class Databases:
@@ -113,3 +116,19 @@ def engine(path: str) -> Iterator[Databases]:
         yield databases
     finally:
         databases.close()
+
+
+def seqs(store: Store) -> list[int]:
+    """What is stored, of every journal in turn."""
+    rows = store.scan(Query(order_by=("timestamp",))).to_pylist()
+    return sorted(one["seq"] for one in rows)
+
+
+def name_of(store: ClickHouse) -> str:
+    """Its database."""
+    return store._address.database
+
+
+def days(first: int, last: int, journal: str = JOURNALS[0]) -> list[dict[str, Any]]:
+    """Records that lie in three partitions."""
+    return [row(seq, journal=journal, timestamp=NOON + seq % 3 * DAY + seq) for seq in range(first, last)]
