@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,23 @@ class TestExport:
         assert "exporting" not in tallymark("export", "y.csv").stderr
 
 
+def stop(process: "subprocess.Popen[str]", how: signal.Signals, when: Callable[[], bool]) -> bool:
+    """Send a signal as soon as something is true; False where the process was quicker than this one, and is over."""
+    eventually(lambda: when() or process.poll() is not None)
+    if process.poll() is not None:
+        return False
+    process.send_signal(how)
+    return True
+
+
 class TestStopped:
     @pytest.mark.parametrize("name", ["x.csv", "x.ndjson", "x.parquet"])
     def test_ctrl_c_and_resume(self, tallymark: Program, recorded_many: Path, name: str) -> None:
-        process = tallymark.start("export", str(recorded_many), name)
         part = tallymark.folder / f"{name}.part"
-        eventually(lambda: (part / "state.json").exists())
-        process.send_signal(signal.SIGINT)
+        process = tallymark.start("export", str(recorded_many), name)
+        while not stop(process, signal.SIGINT, (part / "state.json").exists):
+            (tallymark.folder / name).unlink()
+            process = tallymark.start("export", str(recorded_many), name)
         _, errors = process.communicate()
         assert (process.returncode, "Traceback" in errors) == (130, False), errors
         assert f"stopped; what is done is in {part}; hint: --resume goes on" in errors
@@ -202,13 +213,12 @@ class TestStopped:
 
     def test_import_is_stopped_and_goes_on(self, tallymark: Program, recorded_many: Path) -> None:
         tallymark("export", str(recorded_many), "x.parquet")
-        for stop in (signal.SIGINT, signal.SIGKILL):
+        for how in (signal.SIGINT, signal.SIGKILL):
             process = tallymark.start("import", "x.parquet", "--to", "sqlite:///b.db")
-            eventually(lambda: (tallymark.folder / "b.db").exists())
-            process.send_signal(stop)
+            stopped = stop(process, how, (tallymark.folder / "b.db").exists)
             _, errors = process.communicate()
             assert "Traceback" not in errors
-            if stop == signal.SIGINT:
+            if stopped and how == signal.SIGINT:
                 assert process.returncode == 130
                 assert "stopped; what was written stays; the same command goes on" in errors
         (done,) = tallymark.rows("import", "x.parquet", "--to", "sqlite:///b.db")
@@ -222,14 +232,13 @@ class TestStopped:
         def has_written() -> bool:
             return len(set(target.glob("table/_delta_log/*.json")) - seen) > 1
 
-        for stop in (signal.SIGKILL, signal.SIGINT):
+        for how in (signal.SIGKILL, signal.SIGINT):
             process = tallymark.start("migrate", str(recorded_many), "b")
-            eventually(has_written)
+            stopped = stop(process, how, has_written)
             seen.update(target.glob("table/_delta_log/*.json"))
-            process.send_signal(stop)
             _, errors = process.communicate()
             assert "Traceback" not in errors
-            if stop == signal.SIGINT:
+            if stopped and how == signal.SIGINT:
                 assert process.returncode == 130
                 assert "stopped; what was copied stays; the same command goes on" in errors
         (done,) = tallymark.rows("migrate", str(recorded_many), "b")
