@@ -2,8 +2,8 @@
 
 Changed are the imports; ``sender_cache``, ``telegram_manager`` and ``config`` are small classes of the test that stand
 for the application's own. Where a sample has an ellipsis in place of code, a line of work stands there. The document's
-own implementation and its unit tests are not shown in it; what its "Tests cover" lists is in ``tests/test_pipeline.py``,
-``tests/test_pipeline_output.py`` and ``tests/test_resource_monitor.py``.
+own implementation and its unit tests are not shown in it; what its "Tests cover" lists is in
+``tests/test_pipeline.py``, ``tests/test_pipeline_output.py`` and ``tests/test_resource_monitor.py``.
 """
 
 import asyncio
