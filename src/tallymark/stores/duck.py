@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 LIVE: Final = "live"
 """The name of the table with the records that are still in journals."""
 
-_SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
+SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
     "autoinstall_known_extensions": "false",  # Parquet and JSON are built in; nothing is fetched
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",  # a table in SQL is never a variable of Python
     "preserve_insertion_order": "false",
     "enable_external_file_cache": "false",  # the page cache of the system has them
 }
+"""Of every DuckDB."""
 
 
 class FileGone(Exception):
@@ -124,7 +125,7 @@ class Engine:
         with self._opening:
             if self._connection is None:
                 spill = os.path.join(tempfile.gettempdir(), f"tallymark-{os.getpid()}")
-                self._connection = duckdb.connect(config=_SETTINGS | {"temp_directory": spill})
+                self._connection = duckdb.connect(config=SETTINGS | {"temp_directory": spill})
                 # The files of a table never change.
                 self._connection.execute("SET parquet_metadata_cache = true")
             return self._connection.cursor()
@@ -178,5 +179,5 @@ class DuckStatement(Statement):
     def parquet(self, files: Sequence[str]) -> str:
         """The relation of some Parquet files on this machine."""
         # DuckDB takes a path for a pattern.
-        paths = [path.replace("*", "[*]").replace("?", "[?]") for path in files]
+        paths = [path.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]") for path in files]
         return f"read_parquet({self.bind(paths)}, hive_partitioning = false)"

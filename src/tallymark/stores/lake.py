@@ -249,7 +249,8 @@ class Lake(Store):
     def _answer(self, query: Query, snapshot: Snapshot, rows: pa.Table) -> pa.Table:
         if not query.aggregates:
             return self._engine.answer(query, rows, snapshot.files)
-        chosen = plan(query, snapshot, self._rollups.paths())
+        files = dict(zip(snapshot.files, snapshot.stored, strict=True))
+        chosen = plan(query, files, self._rollups.paths())
         if chosen is not None:
             try:
                 found = self._rolled.answer(query, chosen, rows)

@@ -1,15 +1,15 @@
 """Which part of a question rollups can answer.
 
 Stretches of time that lie in the range as a whole are taken from the longest level that fits, the edges from shorter
-ones, and what is left from the records. Files without a sidecar and journals are read as they are.
+ones, and what is left from the records. Files without a sidecar and journals are read as they are. What is said of
+files here holds of days too, in stores that keep their records by day.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from tallymark.query import Query
-from tallymark.stores.delta import Snapshot, StoredFile
 from tallymark.stores.retention import DAY_NS
 from tallymark.stores.rollups import LEVELS, SERIES, Level, name_of
 
@@ -17,9 +17,31 @@ MANY_RECORDS: Final = 1_000_000
 """With fewer records in the range, and in files that have rollups, all of them are read and every figure is exact."""
 
 
+class Holder(Protocol):
+    """Records that are kept together: a file, or a day."""
+
+    @property
+    def rows(self) -> int:
+        """How many records it has."""
+
+    @property
+    def first(self) -> int | None:
+        """No timestamp is before this; None where that is not known."""
+
+    @property
+    def last(self) -> int | None:
+        """No timestamp is after this."""
+
+    def may_hold(self, start: int | None, end: int | None) -> bool:
+        """Whether there may be a timestamp in [start, end)."""
+
+
 @dataclass(frozen=True)
 class Piece:
-    """What is read of some files: the rows of a level, or the records where it is None, with times in [start, end)."""
+    """What is read of some files: the rows of a level, or the records where it is None, with times in [start, end).
+
+    The files are named as they are given to :func:`plan`, or their sidecars where it is a level.
+    """
 
     level: Level | None
     start: int
@@ -47,24 +69,36 @@ class Plan:
         lengths = sorted({piece.level.length for piece in self.pieces if piece.level is not None})
         return f"{', '.join(map(_length, lengths))} rollups and raw"
 
+    @property
+    def sidecars(self) -> set[str]:
+        """Those that are read."""
+        return {file for piece in self.pieces if piece.level for file in piece.files}
 
-def plan(query: Query, snapshot: Snapshot, sidecars: Mapping[str, str]) -> Plan | None:
-    """How rollups help to answer; None where the records should be read."""
+
+def plan(query: Query, files: Mapping[str, Holder], sidecars: Mapping[str, str]) -> Plan | None:
+    """How rollups help to answer; None where the records should be read.
+
+    Args:
+        files: what there is in the range of the query, by name.
+        sidecars: the files with rollups, by the names (:func:`tallymark.stores.rollups.name_of`) of what they are of.
+    """
     levels = _levels(query)
-    pairs = list(zip(snapshot.files, snapshot.stored, strict=True))
-    rolled = [(path, file) for path, file in pairs if name_of(path) in sidecars and file.first is not None]
-    if not levels or not rolled or sum(_records(file, query.start, query.end) for _, file in rolled) < MANY_RECORDS:
+    rolled = {name: file for name, file in files.items() if name_of(name) in sidecars and file.first is not None}
+    if not levels or not rolled:
         return None
-    start, end = _range(query, [file for _, file in rolled], levels[-1].length)
+    if sum(_records(file, query.start, query.end) for file in rolled.values()) < MANY_RECORDS:
+        return None
+    start, end = _range(query, rolled.values(), levels[-1].length)
     pieces, scanned = [], 0
     for level, first, last in cover(start, end, levels):
-        held = [(path, file) for path, file in rolled if file.may_hold(first, last)]
+        held = {name: file for name, file in rolled.items() if file.may_hold(first, last)}
         if held:
-            files = [path if level is None else sidecars[name_of(path)] for path, _ in held]
-            pieces.append(Piece(level, first, last, files))
-            scanned += 0 if level else sum(file.rows for _, file in held)
-    others = [(path, file) for path, file in pairs if (path, file) not in rolled]
-    return Plan(pieces, [path for path, _ in others], scanned + sum(file.rows for _, file in others))
+            pieces.append(Piece(level, first, last, [sidecars[name_of(name)] if level else name for name in held]))
+            scanned += 0 if level else sum(file.rows for file in held.values())
+    if not any(piece.level for piece in pieces):
+        return None
+    others = {name: file for name, file in files.items() if name not in rolled}
+    return Plan(pieces, list(others), scanned + sum(file.rows for file in others.values()))
 
 
 def cover(start: int, end: int, levels: Sequence[Level]) -> list[tuple[Level | None, int, int]]:
@@ -92,7 +126,7 @@ def _levels(query: Query) -> list[Level]:
     return sorted(fit, key=lambda level: level.length)
 
 
-def _records(file: StoredFile, start: int | None, end: int | None) -> float:
+def _records(file: Holder, start: int | None, end: int | None) -> float:
     """About how many records of a file lie in a range, if they are spread evenly."""
     assert file.first is not None
     assert file.last is not None
@@ -101,7 +135,7 @@ def _records(file: StoredFile, start: int | None, end: int | None) -> float:
     return file.rows * (last - first + 1) / (file.last - file.first + 1)
 
 
-def _range(query: Query, files: Sequence[StoredFile], length: int) -> tuple[int, int]:
+def _range(query: Query, files: Collection[Holder], length: int) -> tuple[int, int]:
     """The range of a query, without edges where there are no records beyond them."""
     first = min(file.first or 0 for file in files)
     last = max(file.last or 0 for file in files)

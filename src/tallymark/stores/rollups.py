@@ -24,7 +24,7 @@ from pyarrow import parquet
 from tallymark import log
 from tallymark.errors import StoreError
 from tallymark.percentile import bucket_sql
-from tallymark.stores.duck import DuckStatement
+from tallymark.stores.duck import SETTINGS, DuckStatement
 from tallymark.stores.objects import Objects
 from tallymark.stores.retention import DAY_NS
 
@@ -120,7 +120,7 @@ _NAMED: Final = (
     " ORDER BY metric_type, name, service, unit, success, timestamp"
 )
 
-_FORMAT: Final = 1
+FORMAT: Final = 1
 """Part of the names: another version of this takes none for its own."""
 
 _ROWS: Final = 1_024
@@ -132,11 +132,7 @@ _WRITER: Final[dict[str, Any]] = {
     "column_encoding": dict.fromkeys(("buckets.list.element", "counts.list.element"), "DELTA_BINARY_PACKED"),
 }
 
-_SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "python_enable_replacements": "false",
-    "preserve_insertion_order": "false",
+_SETTINGS: Final = SETTINGS | {
     # Nobody waits for it, and whoever runs a server expects it to stay small.
     "threads": 1,
     "memory_limit": "256MB",
@@ -158,7 +154,7 @@ class Rollups:
 
     def paths(self) -> dict[str, str]:
         """The sidecars that there are, by the names of the files that they are of."""
-        suffix = f".{_FORMAT}.parquet"
+        suffix = f".{FORMAT}.parquet"
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             return {entry.name.removesuffix(suffix): entry.path for entry in entries if entry.name.endswith(suffix)}
         return {}
@@ -175,15 +171,15 @@ class Rollups:
         self.remove_others(files)
         present = self.paths()
         large = {name_of(file): file for file, records in files.items() if records >= MIN_RECORDS}
-        missing = [file for name, file in large.items() if name not in present or not _readable(present[name])]
+        missing = [file for name, file in large.items() if name not in present or not is_whole(present[name])]
         if not missing:
             return 0
         self._folder.mkdir(parents=True, exist_ok=True)
-        return sum(map(self._made, missing))
+        return sum(self.make(file) is not None for file in missing)
 
     def remove_others(self, files: Iterable[str]) -> None:
         """Remove every sidecar that is of none of these files, and what was left half made."""
-        kept = {f"{name_of(file)}.{_FORMAT}.parquet" for file in files}
+        kept = set(map(sidecar_of, files))
         with contextlib.suppress(FileNotFoundError):
             for name in set(os.listdir(self._folder)) - kept:
                 with contextlib.suppress(FileNotFoundError):
@@ -195,25 +191,28 @@ class Rollups:
         if connection is not None:
             connection.interrupt()
 
-    def _made(self, file: str) -> bool:
-        """Whether the sidecar of a file could be made."""
+    def make(self, file: str) -> Path | None:
+        """Make the sidecar of a file, in a folder that is there; None where that fails, which is logged.
+
+        Raises:
+            StoreError: closed meanwhile.
+        """
         import duckdb
 
         spill = os.path.join(tempfile.gettempdir(), f"tallymark-rollups-{os.getpid()}")
         try:
             # Each has a connection to itself, so that what one took is given back.
             with duckdb.connect(config=_SETTINGS | {"temp_directory": spill}) as self._making:
-                self._make(self._making, file)
+                return self._make(self._making, file)
         except duckdb.InterruptException as error:
             raise StoreError(f"no rollups in {self._folder}: closed meanwhile") from error
         except (duckdb.Error, OSError, pa.ArrowException) as error:
             log.warning("no rollups of %s: %s", file, error)
-            return False
+            return None
         finally:
             self._making = None
-        return True
 
-    def _make(self, connection: "duckdb.DuckDBPyConnection", file: str) -> None:
+    def _make(self, connection: "duckdb.DuckDBPyConnection", file: str) -> Path:
         """Make the sidecar of a file, or none if that fails."""
         statement = DuckStatement(self._objects)
         records = statement.records([file], live=False)
@@ -240,7 +239,9 @@ class Rollups:
             pieces = f"SELECT {start}, unnest(buckets) AS b, unnest(counts) AS c FROM level{source.number}{join}"
             table("packed", _PACKED.format(buckets=f"SELECT start, id, b, sum(c) AS c FROM ({pieces}) GROUP BY ALL"))
             table(f"level{level.number}", _LEVEL)
-        self._write(connection, self._folder / f"{name_of(file)}.{_FORMAT}.parquet")
+        path = self._folder / sidecar_of(file)
+        self._write(connection, path)
+        return path
 
     def _write(self, connection: "duckdb.DuckDBPyConnection", path: Path) -> None:
         new = path.with_name(f"{path.name}.new")
@@ -259,8 +260,13 @@ def name_of(file: str) -> str:
     return PurePath(file).stem
 
 
-def _readable(path: str) -> bool:
-    """Whether a sidecar is whole, as far as its end tells."""
+def sidecar_of(file: str) -> str:
+    """The name of the sidecar of a file."""
+    return f"{name_of(file)}.{FORMAT}.parquet"
+
+
+def is_whole(path: str) -> bool:
+    """Whether a sidecar is there and whole, as far as its end tells."""
     try:
         return parquet.read_schema(path).equals(ROLLUP)
     except (OSError, pa.ArrowException):

@@ -190,6 +190,17 @@ def output_schema(query: Query) -> pa.Schema:
     return pa.schema([(name, kind(name)) for name in query.output])
 
 
+def fields_of(query: Query) -> set[str]:
+    """The columns that an aggregation, or the conditions of a scan, needs."""
+    fields = {item.field for item in query.conditions} | set(query.group_by)
+    columns = {"metadata" if metadata_path(field) else field for field in fields} | {"timestamp", "value"}
+    if "id" in columns or "last" in query.aggregates:
+        columns |= {"journal", "seq"}
+    if {"success_rate", "error_rate"} & set(query.aggregates):
+        columns.add("success")
+    return columns & set(SCHEMA.names)
+
+
 def check_rows(rows: int) -> None:
     """Refuse an answer that has more rows than one may have.
 

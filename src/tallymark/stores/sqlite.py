@@ -1,15 +1,16 @@
 """The store behind ``sqlite:///metrics.db``: one file that any program reads which knows SQL.
 
 Texts that make a series are kept once, rows in the order of time (``sqlite_migrations/0001_records.sql``). Positions
-and books change in the transaction that brings the rows.
+and books change in the transaction that brings the rows. Rollups of days that are over are files beside it.
 """
 
 import contextlib
 import itertools
 import json
 import sqlite3
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,14 +20,17 @@ import pyarrow as pa
 
 from tallymark.batch import SCHEMA, Batch
 from tallymark.errors import RefusedError, StoreError
+from tallymark.location import local_folder
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import MAX_ROWS, Query, metadata_path
-from tallymark.store import Maintenance, Store, StoreInfo
+from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
+from tallymark.stores.days import NEEDED, Day, NotNow, RolledDays, choose, new_version
 from tallymark.stores.deletion import by_day
 from tallymark.stores.duck import Engine
 from tallymark.stores.fresh import fresh
-from tallymark.stores.retention import Retention
-from tallymark.stores.sql import aggregate_sql, output_schema, scan_sql
+from tallymark.stores.retention import DAY_NS, Retention
+from tallymark.stores.rollups import is_whole
+from tallymark.stores.sql import aggregate_sql, fields_of, output_schema, scan_sql
 from tallymark.stores.sqlite_link import Link
 from tallymark.stores.sqlite_sql import (
     RECORDS,
@@ -34,7 +38,7 @@ from tallymark.stores.sqlite_sql import (
     SERIES,
     SqliteStatement,
     fetch,
-    fields_of,
+    fetch_all,
     is_native,
     native,
     pages,
@@ -71,6 +75,7 @@ class Sqlite(Store):
         self._url = url or f"sqlite:///{path}"
         self._link = Link(self._path, self._url)
         self._engine = Engine()
+        self._rolled = RolledDays(local_folder(f"sqlite:{self._path}"), self._engine)
 
     def write(self, batch: Batch) -> None:
         """Keep a batch in one transaction, on the disk when this returns.
@@ -89,6 +94,7 @@ class Sqlite(Store):
                         for name, count in _dropped(new.table.filter(pa.array(own))).items():
                             _add(connection, name, count)
                         connection.executemany(_INSERT, _rows(connection, new.table, journals))
+                        _change(connection, _count_days(new.table["timestamp"].to_numpy()))
             except (sqlite3.IntegrityError, sqlite3.DataError) as error:
                 raise RefusedError(f"{self._url} refuses a record: {error}") from error
 
@@ -116,24 +122,39 @@ class Sqlite(Store):
     def aggregate(self, query: Query) -> pa.Table:
         """The groups of the records that match."""
         with self._reading() as connection:
+            days = [] if connection is None else _days(connection, query.start, query.end)
+            chosen = choose(query, days, self._rolled.sidecars.paths())
+            if connection is not None and chosen is not None:
+                columns = fields_of(query)
+                found = self._rolled.answer(query, days, chosen, lambda part: fetch(connection, part, columns))
+                if found is not None:
+                    return found
+            origin = Origin(scanned=sum(day.rows for day in days))
             if connection is not None and is_native(query):
                 statement = SqliteStatement()
                 sql = aggregate_sql(statement, ROWS, query)
-                return to_table(connection.execute(sql, statement.parameters).fetchall(), output_schema(query))
+                groups = connection.execute(sql, statement.parameters).fetchall()
+                return with_origin(to_table(groups, output_schema(query)), origin)
             rows = SCHEMA.empty_table() if connection is None else fetch(connection, query, fields_of(query))
-        return self._engine.answer(query, rows)
+        return with_origin(self._engine.answer(query, rows), origin)
 
     def delete(self, query: Query) -> int:
         """Forget what matches, in one transaction for each :data:`DELETED_AT_ONCE` records."""
         matching = replace(by_day(query), window=None, aggregates=())
         deleted = 0
         for keys in self._keys(matching):
+            days = Counter[int]()
             with self._errors("delete from"), self._link.writing() as connection:
-                gone = connection.executemany(
-                    "DELETE FROM tallymark_rows WHERE timestamp = ? AND journal = ? AND seq = ?", keys
-                ).rowcount
+                for day, some in itertools.groupby(sorted(keys), lambda key: key[0] // DAY_NS):
+                    days[day * DAY_NS] = connection.executemany(
+                        "DELETE FROM tallymark_rows WHERE timestamp = ? AND journal = ? AND seq = ?", some
+                    ).rowcount
+                gone = days.total()
+                _change(connection, {day: -rows for day, rows in days.items() if rows})
                 _add(connection, "stored", -gone)
                 _add(connection, "deleted", gone)
+            with self._errors("remove rollups of"):
+                self._rolled.forget(+days)
             deleted += gone
         return deleted
 
@@ -173,7 +194,7 @@ class Sqlite(Store):
         return StoreInfo(self._url, books.get("stored", 0), 0, dropped, size, books.get("deleted", 0))
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
-        """Delete what is too old, give room back that is free, and refresh what the planner knows."""
+        """Delete what is too old, give room back that is free, refresh what the planner knows, make rollups."""
         done = super().maintain(now, retention, strays=strays)
         if self._link.exists():
             with self._errors("look after"), self._link.alone() as connection:
@@ -181,12 +202,45 @@ class Sqlite(Store):
                 connection.executescript(f"PRAGMA incremental_vacuum({FREED_AT_ONCE})")
                 connection.execute("PRAGMA analysis_limit = 1000")
                 connection.execute("PRAGMA optimize")
+            with self._errors("make rollups of"):
+                self._roll_up(now)
         return done
+
+    def _roll_up(self, now: int) -> None:
+        """Make the rollups that are missing, and remove those of what is not any more."""
+        with self._reading() as connection:
+            days = [] if connection is None else _days(connection)
+        self._rolled.tidy(days)
+        for day in days:
+            path = self._rolled.path(day)
+            if not day.is_due(now) or is_whole(str(path)):
+                continue
+            with contextlib.suppress(NotNow), self._rolled.made(day, self._records_of(day)) as sidecar:
+                if sidecar is not None:
+                    path.parent.mkdir(exist_ok=True)
+                    sidecar.replace(path)
+            if not self._is_as(day):
+                path.unlink(missing_ok=True)  # who deleted from it meanwhile may have looked for the file before
+
+    def _records_of(self, day: Day) -> Generator[pa.Table]:
+        """All that a day has, some at a time, as long as it is as it was."""
+        with self._reading() as connection:
+            if connection is None or day not in _days(connection, day.first, day.until):
+                raise NotNow
+            yield from fetch_all(connection, day.first, day.until, NEEDED)
+
+    def _is_as(self, day: Day) -> bool:
+        with self._reading() as connection:
+            return connection is not None and day in _days(connection, day.first, day.until)
 
     def purge(self, now: int, *, strays: bool = False) -> list[str]:
         """Write the file anew, so that no byte of what was deleted is left in it or beside it."""
         if not self._link.exists():
             return []
+        with self._reading() as connection:
+            days = [] if connection is None else _days(connection)
+        with self._errors("remove rollups of"):
+            self._rolled.tidy(days)
         with self._errors("write anew"):
             with self._link.writing() as connection:
                 connection.execute("DELETE FROM tallymark_series WHERE id NOT IN (SELECT series FROM tallymark_rows)")
@@ -199,6 +253,7 @@ class Sqlite(Store):
 
     def close(self) -> None:
         """Give everything back."""
+        self._rolled.close()
         self._link.close()
         self._engine.close()
 
@@ -291,6 +346,31 @@ def _values(column: Any) -> Iterable[Any]:
         return itertools.repeat(None)
     values: list[Any] = column.to_numpy().tolist()
     return values
+
+
+def _days(connection: sqlite3.Connection, start: int | None = None, end: int | None = None) -> list[Day]:
+    """The days that may hold timestamps in [start, end), the oldest first."""
+    rows = connection.execute("SELECT first, rows, version, changed FROM tallymark_days ORDER BY first")
+    days = (Day(first, first + DAY_NS, *more) for first, *more in rows)
+    return [day for day in days if day.may_hold(start, end)]
+
+
+def _count_days(timestamps: Any) -> dict[int, int]:
+    """How many timestamps are of which day, by its beginning."""
+    days, counts = np.unique(timestamps // DAY_NS, return_counts=True)
+    return dict(zip((days * DAY_NS).tolist(), counts.tolist(), strict=True))
+
+
+def _change(connection: sqlite3.Connection, rows: Mapping[int, int]) -> None:
+    """Count rows that came to days, or left them; each of them becomes another version."""
+    version, changed = new_version(), time.time_ns()
+    connection.executemany(
+        "INSERT INTO tallymark_days (first, rows, version, changed) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (first) DO UPDATE SET"
+        " rows = rows + excluded.rows, version = excluded.version, changed = excluded.changed",
+        [(first, count, version, changed) for first, count in rows.items()],
+    )
+    connection.execute("DELETE FROM tallymark_days WHERE rows = 0")
 
 
 def _dropped(own: pa.Table) -> Counter[str]:

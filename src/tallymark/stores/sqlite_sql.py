@@ -5,8 +5,9 @@ percentiles, the newest value or groups, SQLite only finds the rows, and DuckDB 
 every answer the same meaning as everywhere, and groups are made in less time.
 """
 
+import itertools
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
@@ -33,6 +34,9 @@ RECORDS: Final = f"""(
 """The relation of the records with all of their columns. LEFT, so that the rows are read in their order."""
 
 _TYPES: Final = {"timestamp": "i8", "series": "i8", "journal": "i8", "seq": "i8", "value": "f8", "success": "i1"}
+
+_AT_ONCE: Final = 262_144
+"""So many rows are in memory at a time, where all of them are asked for."""
 
 _OPERANDS: Final = 30
 """So many terms are joined by OR at a time: a tree of SQLite's may be 1,000 deep."""
@@ -105,31 +109,38 @@ def is_native(query: Query) -> bool:
     return not query.keys and not hard and len(native(query).filters) == len(query.filters)
 
 
-def fields_of(query: Query) -> set[str]:
-    """The columns that an aggregation, or the conditions of a scan, needs."""
-    fields = {item.field for item in query.conditions} | set(query.group_by)
-    columns = {"metadata" if metadata_path(field) else field for field in fields} | {"timestamp", "value"}
-    if "id" in columns or "last" in query.aggregates:
-        columns |= {"journal", "seq"}
-    if {"success_rate", "error_rate"} & set(query.aggregates):
-        columns.add("success")
-    return columns & set(SCHEMA.names)
-
-
 def fetch(connection: sqlite3.Connection, query: Query, columns: set[str]) -> pa.Table:
     """Every row that meets the conditions of a query, but for those on metadata: these columns of it, and nothing in
     the others.
     """
     statement = SqliteStatement()
     where = statement.where(native(query))
+    sql, kinds = _select(columns, where)
+    # Straight into columns; a list of rows would take twice the time and five times the memory.
+    found = np.fromiter(connection.execute(sql, statement.parameters), kinds)
+    return _as_table(connection, found, columns)
+
+
+def fetch_all(connection: sqlite3.Connection, start: int, end: int, columns: frozenset[str]) -> Iterator[pa.Table]:
+    """Every row with a timestamp in [start, end), the store's own too, some at a time: these columns of it."""
+    sql, kinds = _select(columns, "timestamp >= ? AND timestamp < ?")
+    rows = connection.execute(sql, [start, end])
+    while len(found := np.fromiter(itertools.islice(rows, _AT_ONCE), kinds)):
+        yield _as_table(connection, found, columns)
+
+
+def _select(columns: Set[str], where: str) -> tuple[str, "np.dtype[Any]"]:
+    """The query for some columns of rows, and what they are."""
     names = sorted({"series" if column in SERIES else column for column in columns})
     shown = {"success": "ifnull(success, -1)", "journal": "journal_id"}
     sql = f"SELECT {', '.join(shown.get(name, name) for name in names)} FROM {ROWS} WHERE {where}"
-    rows = connection.execute(sql, statement.parameters)
-    # Straight into columns; a list of rows would take twice the time and five times the memory.
-    found = np.fromiter(rows, np.dtype([(name, _TYPES.get(name, "O")) for name in names]))
+    return sql, np.dtype([(name, _TYPES.get(name, "O")) for name in names])
+
+
+def _as_table(connection: sqlite3.Connection, found: Any, columns: Set[str]) -> pa.Table:
+    """Rows as columns of records, with nothing in those that were not asked for."""
     made: dict[str, Any] = {}
-    for name in names:
+    for name in found.dtype.names:
         if name == "success":
             made[name] = pa.array(found[name] == 1, mask=found[name] < 0)
         elif name == "series":
@@ -143,7 +154,7 @@ def fetch(connection: sqlite3.Connection, query: Query, columns: set[str]) -> pa
 
 
 def _dictionaries(
-    connection: sqlite3.Connection, table: str, names: tuple[str, ...], ids: Any, columns: set[str]
+    connection: sqlite3.Connection, table: str, names: tuple[str, ...], ids: Any, columns: Set[str]
 ) -> dict[str, Any]:
     """The texts that ids stand for, each text once."""
     known = connection.execute(f"SELECT id, {', '.join(names)} FROM {table}").fetchall()

@@ -33,6 +33,14 @@ CREATE TABLE tallymark_rows (
     PRIMARY KEY (timestamp, journal, seq)
 ) WITHOUT ROWID;
 
+-- The days (UTC) that have records; kept with every change. Rollups of a day are of one version of it.
+CREATE TABLE tallymark_days (
+    first INTEGER PRIMARY KEY, -- when it begins, nanoseconds since 1970
+    rows INTEGER NOT NULL,
+    version INTEGER NOT NULL, -- at random: another with every change
+    changed INTEGER NOT NULL -- when that was, nanoseconds since 1970
+);
+
 -- How many records are stored, were deleted, and could not be kept ("dropped full"); kept with every change.
 CREATE TABLE tallymark_books (
     name TEXT PRIMARY KEY,
