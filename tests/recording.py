@@ -45,12 +45,12 @@ def live(folder: Path) -> list[dict[str, Any]]:
     return [row for lane in lanes(folder / JOURNALS) for row in lane.rows(0).to_pylist()]
 
 
-def ship(folder: Path) -> Shipped:
-    """Bring everything into the store, as soon as nobody else is doing so."""
+def ship(store: Path | str) -> Shipped:
+    """Bring everything into a store, as soon as nobody else is doing so."""
     shipped: list[Shipped] = []
 
     def done() -> bool:
-        result = ship_once(str(folder))
+        result = ship_once(str(store))
         if result is not None:
             shipped.append(result)
         return result is not None

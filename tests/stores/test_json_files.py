@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import output, python
+from recording import output, python, ship
 
 import tallymark
 from tallymark import Metrics
 from tallymark.batch import CLOSED
 from tallymark.errors import StoreError
 from tallymark.query import Query
-from tallymark.shipper import ship_once
 from tallymark.stores.json_files import JsonFiles, read_batch_file
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
@@ -402,6 +401,6 @@ def test_from_the_recorder_to_the_files(tmp_path: Path) -> None:
             assert sorted(record.name for record in reader.records().records) == ["GET /users", "cpu"]
             info = reader.info()
             assert (info.stored, info.pending, info.dropped) == (2, 0, {})
-    ship_once(url)
+    ship(url)
     (path,) = files(tmp_path / "metrics")
     assert read_batch_file(path)["name"].to_pylist() == ["GET /users", "cpu"]

@@ -136,6 +136,7 @@ def test_a_server_that_crashes_and_comes_back(
             recorded += 1
 
     with Postgres(url) as store, Metrics(url, service="shop") as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]  # nobody else ships meanwhile
         for _ in range(2):
             record(metrics)
             metrics.flush(timeout=60)

@@ -9,11 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from recording import ship
 
 from tallymark import Metrics
 from tallymark.processing import MetricsCollector
 from tallymark.review import CorrectionType, MetricsService, ProcessingStage
-from tallymark.shipper import ship_once
 from tallymark.stores.postgres import Postgres
 from tallymark.testing.rows import batch, row
 
@@ -67,7 +67,7 @@ def test_document_004_metrics(url: str, metrics: Metrics) -> None:
             trace_id=uuid.UUID(int=number).hex,
         )
     metrics.record("redis", "hit_rate", 99.5, "%")
-    ship_once(url)
+    ship(url)
     assert columns(url, "metrics") == {
         "id": "uuid",
         "timestamp": "timestamp with time zone",
@@ -109,7 +109,7 @@ def test_document_000_system_metrics(url: str, metrics: Metrics) -> None:
         pass
     collector.record_success_rate("download", 80, 100)
     collector.record_queue_depth("celery", depth=5, wait_time_seconds=2.5)
-    ship_once(url)
+    ship(url)
     assert columns(url, "system_metrics") == {
         "id": "uuid",
         "timestamp": "timestamp with time zone",
@@ -163,7 +163,7 @@ def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> 
         admin_satisfaction=4,
         transcription_quality="excellent",
     )
-    ship_once(url)
+    ship(url)
     names = "metric_id session_id user_id chat_id stage start_time end_time duration_ms success error_message metadata"
     assert list(columns(url, "processing_metrics")) == names.split()
     stages = ask(
@@ -184,7 +184,7 @@ def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> 
     (failed,) = ask(url, "SELECT * FROM processing_metrics WHERE success = FALSE")
     assert "no answer" in failed["error_message"]
     assert failed["start_time"] <= failed["end_time"]
-    assert datetime.fromisoformat(failed["start_time"]) <= datetime.now()
+    assert datetime.fromisoformat(failed["start_time"]) <= datetime.now(UTC).replace(tzinfo=None)
     assert failed["user_id"] == service.pseudonym("user", 12345)
     names = (
         "correction_id session_id admin_user_id message_id correction_type original_length corrected_length "
