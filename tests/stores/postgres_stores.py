@@ -21,7 +21,7 @@ BEGIN
     END LOOP;
 END
 $$;
-TRUNCATE tallymark.positions, tallymark.parts;
+TRUNCATE tallymark.positions, tallymark.parts, tallymark.rollups;
 UPDATE tallymark.books SET count = 0
 """
 

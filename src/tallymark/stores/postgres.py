@@ -1,9 +1,11 @@
-"""PostgreSQL: records in partitions by day, written with binary COPY, together with the positions of the journals."""
+"""PostgreSQL: records in partitions by day, written with binary COPY, together with the positions of the journals; and
+rollups of days that are over.
+"""
 
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -14,19 +16,24 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors, sql
 
+from tallymark import log
 from tallymark.batch import SCHEMA, Batch
 from tallymark.errors import RefusedError, StoreError
-from tallymark.location import shown
+from tallymark.location import local_folder, shown
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
 from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores import postgres_parts as parts
+from tallymark.stores import postgres_rollups as rollups
+from tallymark.stores.days import Day, NotNow, RolledDays, new_version
 from tallymark.stores.deletion import by_day
+from tallymark.stores.duck import Engine
 from tallymark.stores.fresh import fresh
 from tallymark.stores.postgres_link import Cursor, Link
 from tallymark.stores.postgres_parts import Part
 from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer
 from tallymark.stores.retention import DAY_NS, Retention
+from tallymark.stores.rollups import FORMAT
 from tallymark.stores.sql import COLUMNS, aggregate_sql, check_rows, output_schema, scan_sql
 
 PATIENCE_SECONDS: Final = 60.0
@@ -68,7 +75,7 @@ _NEW_POSITIONS: Final = (
     "FROM unnest(%s::text[], %s::bigint[]) AS new (journal, position) WHERE positions.journal = new.journal"
 )
 _MORE_ROWS: Final = (
-    "UPDATE tallymark.parts SET rows = parts.rows + new.rows "
+    "UPDATE tallymark.parts SET rows = parts.rows + new.rows, version = %s, changed = %s "
     "FROM unnest(%s::bigint[], %s::bigint[]) AS new (first, rows) WHERE parts.first = new.first"
 )
 _BOOKS: Final = """
@@ -78,6 +85,7 @@ SELECT
     (SELECT coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint
      FROM pg_inherits WHERE inhparent = 'tallymark.records'::regclass)
     + pg_total_relation_size('tallymark.positions') + pg_total_relation_size('tallymark.parts')
+    + pg_total_relation_size('tallymark.rollups')
 """
 _OWN_ROWS: Final = f"""
 SELECT name, metadata #>> '{{reason}}', count(*), sum(value)
@@ -122,6 +130,9 @@ class Postgres(Store):
         self._link = Link(place, patience_seconds)
         self._patience = patience_seconds
         self._is_current = False
+        self._engine = Engine()
+        self._rolled = RolledDays(local_folder(place), self._engine)
+        self._complained = False
 
     def write(self, batch: Batch) -> None:
         """Keep a batch in one transaction."""
@@ -156,9 +167,19 @@ class Postgres(Store):
         """The groups of the records that match."""
         statement, schema = PostgresStatement(), output_schema(query)
         with self._reading(QUERY_SECONDS) as cursor:
+            days = rollups.days(cursor, query.start, query.end)
+            try:
+                rolled = rollups.aggregate(cursor, query, days, self._rolled)
+            except OSError as error:
+                if not self._complained:
+                    log.warning("%s: without rollups, of which there can be no copies here: %s", self._url, error)
+                self._complained = True
+            else:
+                if rolled is not None:
+                    return rolled
             table = answer(cursor, statement, aggregate_sql(statement, RECORDS, query), schema)
             check_rows(table.num_rows)
-            return with_origin(table, Origin(scanned=parts.rows(cursor, query.start, query.end)))
+            return with_origin(table, Origin(scanned=sum(day.rows for day in days)))
         return schema.empty_table()
 
     def delete(self, query: Query) -> int:
@@ -187,11 +208,15 @@ class Postgres(Store):
         return StoreInfo(self._url, 0, 0, {}, 0, 0)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and give everything back."""
+        self._rolled.close()
         self._link.close()
+        self._engine.close()
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
-        """Make the partitions of the next days, delete what is too old, drop old partitions that are empty."""
+        """Make the partitions of the next days, delete what is too old, drop old partitions that are empty, make
+        rollups.
+        """
         today = now // DAY_NS * DAY_NS
         with _driver_errors("maintain", self._url), contextlib.suppress(*_NO_STORE):
             with self._link.transaction("READ ONLY") as cursor:
@@ -202,7 +227,27 @@ class Postgres(Store):
                 self._make_parts(ahead, today)
             for part in empty:
                 self._drop(part)
-        return super().maintain(now, retention, strays=strays)
+        done = super().maintain(now, retention, strays=strays)
+        with _driver_errors("make rollups of", self._url):
+            self._roll_up(now)
+        return done
+
+    def _roll_up(self, now: int) -> None:
+        """Make the rollups that are missing, and remove copies on this machine of what is not any more."""
+        days: dict[Day, int] = {}
+        with self._reading() as cursor:
+            days = rollups.days(cursor)
+        self._rolled.tidy(days)
+        for day, found in days.items():
+            if day.is_due(now) and found < FORMAT:
+                with contextlib.suppress(NotNow), self._rolled.made(day, self._records_of(day)) as sidecar:
+                    if sidecar is not None:
+                        with self._link.transaction() as cursor:
+                            rollups.keep(cursor, day, sidecar.read_bytes())
+
+    def _records_of(self, day: Day) -> Generator[pa.Table]:
+        with self._reading(LONG_SECONDS) as cursor:
+            yield from rollups.records(cursor, day)
 
     def purge(self, now: int, *, strays: bool = False) -> list[str]:
         """Write the partitions anew from which single rows were deleted."""
@@ -218,6 +263,14 @@ class Postgres(Store):
                     continue  # it was dropped meanwhile
                 except errors.LockNotAvailable:
                     problems.append(f"{self._url}: the partition {name} is in use; try again")
+            try:
+                with self._link.transaction(seconds=LONG_SECONDS) as cursor:
+                    _wait_briefly(cursor)
+                    rollups.write_anew(cursor)
+            except errors.LockNotAvailable:
+                problems.append(f"{self._url}: the table rollups is in use; try again")
+            with self._reading() as cursor:
+                self._rolled.tidy(rollups.days(cursor))
         return problems
 
     # -- the schema ------------------------------------------------------------------------------------------
@@ -292,9 +345,11 @@ class Postgres(Store):
             deleted = cursor.rowcount
             if deleted:
                 cursor.execute(
-                    "UPDATE tallymark.parts SET rows = rows - %s, has_gaps = true WHERE first = %s",
-                    [deleted, part.first],
+                    "UPDATE tallymark.parts SET rows = rows - %s, has_gaps = true, version = %s, changed = %s "
+                    "WHERE first = %s",
+                    [deleted, new_version(), time.time_ns(), part.first],
                 )
+                rollups.forget(cursor, part.first)
                 _count_deleted(cursor, deleted)
         return deleted
 
@@ -315,6 +370,7 @@ class Postgres(Store):
             ((rows,),) = cursor.fetchall()
             cursor.execute(sql.SQL("TRUNCATE ONLY {}").format(table))
             cursor.execute("UPDATE tallymark.parts SET rows = 0, has_gaps = false WHERE first = %s", [part.first])
+            rollups.forget(cursor, part.first)
             _count_deleted(cursor, rows)
         return int(rows)
 
@@ -382,7 +438,7 @@ def _write(cursor: Cursor, batch: Batch) -> None:
     cursor.execute(_NEW_POSITIONS, [list(new.positions), list(new.positions.values())])
     # Last, and in one order everywhere: other batches of the same day wait for this.
     cursor.execute("SELECT FROM tallymark.parts WHERE first = ANY(%s) ORDER BY first FOR UPDATE", [list(rows)])
-    cursor.execute(_MORE_ROWS, [list(rows), list(rows.values())])
+    cursor.execute(_MORE_ROWS, [new_version(), time.time_ns(), list(rows), list(rows.values())])
 
 
 def _by_part(cursor: Cursor, table: pa.Table) -> list[tuple[Part, pa.Table]]:
@@ -445,7 +501,7 @@ def _wait_briefly(cursor: Cursor) -> None:
 
 @contextlib.contextmanager
 def _driver_errors(doing: str, url: str, *, refused: bool = False) -> Iterator[None]:
-    """What the driver raises as StoreError; or as RefusedError, where it is about the rows."""
+    """What the driver raises, or this machine, as StoreError; or as RefusedError, where it is about the rows."""
     try:
         yield
     except psycopg.Error as error:
@@ -454,3 +510,5 @@ def _driver_errors(doing: str, url: str, *, refused: bool = False) -> Iterator[N
         about_rows = refused and isinstance(error, psycopg.DataError | psycopg.IntegrityError)
         kind = RefusedError if about_rows else StoreError
         raise kind(f"cannot {doing} {url}: {reason}") from error
+    except OSError as error:
+        raise StoreError(f"cannot {doing} {url}: {error}") from error

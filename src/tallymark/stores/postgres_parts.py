@@ -6,7 +6,7 @@ What a batch needs is made for it, in transactions of their own that stop neithe
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from psycopg import sql
 
@@ -46,28 +46,11 @@ def find(cursor: Cursor, start: int | None = None, end: int | None = None, has_r
     Args:
         has_rows: only those that have some, or only those that have none.
     """
-    return [Part(*row) for row in _ask(cursor, "first, until", start, end, has_rows, " ORDER BY first")]
-
-
-def rows(cursor: Cursor, start: int | None, end: int | None) -> int:
-    """How many rows they have."""
-    ((found,),) = _ask(cursor, "coalesce(sum(rows), 0)::bigint", start, end)
-    return int(found)
-
-
-def _ask(
-    cursor: Cursor,
-    columns: str,
-    start: int | None,
-    end: int | None,
-    has_rows: bool | None = None,
-    order: str = "",
-) -> list[tuple[Any, ...]]:
     terms = {"until > %s": start, "first < %s": end, "(rows > 0) = %s": has_rows}
     given = {term: value for term, value in terms.items() if value is not None}
     where = " AND ".join(["true", *given])
-    cursor.execute(f"SELECT {columns} FROM tallymark.parts WHERE {where}{order}", list(given.values()))
-    return cursor.fetchall()
+    cursor.execute(f"SELECT first, until FROM tallymark.parts WHERE {where} ORDER BY first", list(given.values()))
+    return [Part(*row) for row in cursor.fetchall()]
 
 
 def make(cursor: Cursor, days: Sequence[int], today: int) -> None:

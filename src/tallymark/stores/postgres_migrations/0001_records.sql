@@ -39,8 +39,19 @@ CREATE TABLE tallymark.parts (
     first bigint NOT NULL UNIQUE,  -- the range of its timestamps: from the first until before this
     until bigint NOT NULL,
     rows bigint NOT NULL DEFAULT 0,
-    has_gaps boolean NOT NULL DEFAULT false  -- single rows were deleted since it was last written anew
+    has_gaps boolean NOT NULL DEFAULT false,  -- single rows were deleted since it was last written anew
+    version bigint NOT NULL DEFAULT 0,  -- of its rows, at random: another with every change
+    changed bigint NOT NULL DEFAULT 0  -- when that was, nanoseconds since 1970
 );
+
+-- Rollups of partitions: Parquet files, of this version of one, in a format of tallymark's.
+CREATE TABLE tallymark.rollups (
+    first bigint PRIMARY KEY REFERENCES tallymark.parts (first) ON DELETE CASCADE,
+    version bigint NOT NULL,
+    format integer NOT NULL,
+    data bytea NOT NULL
+);
+ALTER TABLE tallymark.rollups ALTER data SET STORAGE EXTERNAL;  -- it is compressed
 
 -- Of the whole store.
 CREATE TABLE tallymark.books (
