@@ -65,3 +65,11 @@ def is_locked(path: "Path") -> bool:
     with contextlib.suppress(OSError), locked(path, wait=False, shared=True, make=False) as free:
         return not free
     return False
+
+
+def size_of(path: "Path") -> int:
+    """The bytes of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from tallymark.batch import SCHEMA, Batch
 from tallymark.errors import StoreError
+from tallymark.files import size_of
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
 from tallymark.store import Maintenance, Store, StoreInfo
@@ -165,7 +166,7 @@ class JsonFiles(Store):
         with self._locked("tidy up", write=True) as ledger:
             small: dict[str, list[str]] = {}
             for name, known in sorted(ledger.files.items()):
-                if known.rows < RECORDS_PER_FILE // 2 and _size(self._folder / name) == known.bytes:
+                if known.rows < RECORDS_PER_FILE // 2 and size_of(self._folder / name) == known.bytes:
                     small.setdefault(name[: len("metrics_20251216")], []).append(name)
             change = Change()
             with self._discarding(change):
@@ -215,7 +216,7 @@ class JsonFiles(Store):
         """Every file that may hold the time range of a query, and its records."""
         start = -1 if query.start is None else query.start
         for name, known in list(self._ledger.files.items()):
-            unchanged = _size(self._ledger.place(name)) == known.bytes
+            unchanged = size_of(self._ledger.place(name)) == known.bytes
             if unchanged and (known.last < start or (query.end is not None and known.first >= query.end)):
                 continue
             with contextlib.suppress(FileNotFoundError):  # somebody removed it
@@ -259,13 +260,6 @@ def _without(rows: pa.Table, ids: pa.Table) -> pa.Table:
     gone = set(zip(ids["journal"].to_pylist(), ids["seq"].to_pylist(), strict=True))
     here = zip(rows["journal"].to_pylist(), rows["seq"].to_pylist(), strict=True)
     return rows.filter(pa.array([place not in gone for place in here], pa.bool_()))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from tallymark.batch import SCHEMA, Batch
 from tallymark.errors import RefusedError, StoreError
+from tallymark.files import size_of
 from tallymark.location import local_folder
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import MAX_ROWS, Query, metadata_path
@@ -190,7 +191,7 @@ class Sqlite(Store):
                 return StoreInfo(self._url, 0, 0, {}, 0)
             books = dict(connection.execute("SELECT name, count FROM tallymark_books").fetchall())
         dropped = {name.removeprefix(_DROPPED): count for name, count in books.items() if name.startswith(_DROPPED)}
-        size = sum(_size(Path(f"{self._path}{end}")) for end in ("", "-wal"))
+        size = sum(size_of(Path(f"{self._path}{end}")) for end in ("", "-wal"))
         return StoreInfo(self._url, books.get("stored", 0), 0, dropped, size, books.get("deleted", 0))
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
@@ -389,10 +390,3 @@ def _add(connection: sqlite3.Connection, name: str, count: int) -> None:
             " ON CONFLICT (name) DO UPDATE SET count = count + excluded.count",
             [name, count],
         )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
