@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from recording import recording
 
 import tallymark.core
@@ -14,6 +15,10 @@ from tallymark import Metrics, lane_reader
 # Where the tests run in the background of a script SIGINT is ignored, and would be by every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# As the environment has it, with CI the same examples each time; but no example has to be quick.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Nobody knows how long a shipper may take on a machine that is busy with other tests; ten seconds, with which an
 # application does, have been too little.
