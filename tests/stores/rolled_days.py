@@ -169,11 +169,9 @@ class RolledDaysContract:
 
     def test_a_day_that_was_just_changed_waits(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = spread(100)
-        monkeypatch.setattr("time.time_ns", lambda: LATER)
-        store.write(batch(rows))
-        monkeypatch.undo()
-        monkeypatch.setattr(rollups_module, "MIN_RECORDS", 1)
-        monkeypatch.setattr(plan_module, "MANY_RECORDS", 0)
+        with monkeypatch.context() as patched:
+            patched.setattr("time.time_ns", lambda: LATER)
+            store.write(batch(rows))
         store.maintain(LATER + 9 * MINUTE, None)
         assert self.made(store) == []
         store.maintain(LATER + 10 * MINUTE, None)

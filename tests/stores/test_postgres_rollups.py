@@ -12,9 +12,10 @@ import pytest
 from tallymark.location import local_folder
 from tallymark.query import Query
 from tallymark.store import Store
+from tallymark.stores import postgres_rollups
 from tallymark.stores.postgres import Postgres
 from tallymark.stores.rollups import Rollups
-from tallymark.testing.rows import DAY, batch, row
+from tallymark.testing.rows import DAY, MINUTE, batch, row
 
 from .postgres_stores import Databases, databases
 from .rolled_days import LATER, TOTAL, NewStore, RolledDaysContract, every_day_counts, late
@@ -34,6 +35,7 @@ def new_database() -> Iterator[Databases]:
 @pytest.fixture(autouse=True)
 def _of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALLYMARK_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(postgres_rollups, "MOST_READ", 1)
 
 
 def asked(url: str, sql: str) -> list[Any]:
@@ -228,6 +230,27 @@ def test_rollups_in_a_newer_format_are_left_alone(
     assert_answers(store, rows, TOTAL, "raw")
     store.maintain(LATER, None)
     assert_answers(store, rows, TOTAL, "1d rollups and raw")
+
+
+@pytest.mark.parametrize(
+    ("question", "source"),
+    [
+        ({}, "1d rollups and raw"),
+        ({"since": MIDNIGHT + DAY + MINUTE}, "10m, 1h, 4h, 1d rollups and raw"),
+        ({"since": MIDNIGHT + 2 * DAY + DAY // 2, "until": MIDNIGHT + 4 * DAY}, "raw"),
+        ({"since": MIDNIGHT + 3 * DAY - 61 * MINUTE, "until": MIDNIGHT + 3 * DAY}, "1h rollups and raw"),
+    ],
+    ids=str,
+)
+def test_where_much_is_left_to_fetch_the_database_aggregates(
+    store: Postgres, monkeypatch: pytest.MonkeyPatch, question: dict[str, Any], source: str
+) -> None:
+    """Of four days the last one has no rollups."""
+    monkeypatch.setattr(postgres_rollups, "MOST_READ", 0.4)
+    rows = spread(4000, last=MIDNIGHT + 4 * DAY)
+    store.write(batch(rows))
+    store.maintain(MIDNIGHT + 3 * DAY, None)
+    assert_answers(store, rows, Query.build(**question, agg=["count", "p50"]), source)
 
 
 def test_a_day_that_is_dropped_takes_its_rollups_along(store: Postgres, database: str) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -214,6 +214,18 @@ def choose(query: Query, days: Iterable[Day], sidecars: Mapping[str, str]) -> Pl
         sidecars: the files with rollups, by the names of the days.
     """
     return plan(query, {day.name: day for day in days}, sidecars)
+
+
+def share_read(query: Query, days: Collection[Day], chosen: Plan) -> float:
+    """The share of the records in the range of a query that a plan reads, if they are spread evenly over their days."""
+
+    def records(start: int, end: int) -> float:
+        overlaps = ((day, min(end, day.until) - max(start, day.first)) for day in days)
+        return sum(day.rows * length / (day.until - day.first) for day, length in overlaps if length > 0)
+
+    stretches = _stretches(query, chosen, {day.name: day for day in days})
+    last = max(day.until for day in days) if query.end is None else query.end
+    return sum(records(start, end) for start, end in stretches) / records(query.start or 0, last)
 
 
 def _stretches(query: Query, chosen: Plan, days: Mapping[str, Day]) -> list[tuple[int, int]]:

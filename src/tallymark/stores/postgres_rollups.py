@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tallymark.batch import SCHEMA
 from tallymark.query import Query
-from tallymark.stores.days import NEEDED, Day, NotNow, RolledDays, choose
+from tallymark.stores.days import NEEDED, Day, NotNow, RolledDays, choose, share_read
 from tallymark.stores.postgres_link import Cursor
 from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer, blocks
 from tallymark.stores.retention import DAY_NS
@@ -20,6 +20,11 @@ from tallymark.stores.sql import fields_of
 
 LOCK: Final = 0x74616C6C79 << 24
 """The advisory lock of who makes the rollups of the first day there is; those of later days follow."""
+
+MOST_READ: Final = 0.3
+"""Where more than this share of the records has to be fetched, all of them are aggregated in the database: to fetch
+takes about three times the CPU.
+"""
 
 _DAYS: Final = f"""
 SELECT parts.first, until, rows, parts.version, changed, format
@@ -56,7 +61,7 @@ def aggregate(cursor: Cursor, query: Query, found: Mapping[Day, int], rolled: Ro
     """
     paths = {day: str(rolled.path(day)) for day, form in found.items() if form == FORMAT}
     chosen = choose(query, found, {day.name: path for day, path in paths.items()})
-    if chosen is None:
+    if chosen is None or share_read(query, found, chosen) > MOST_READ:
         return None
     needed = [day for day, path in paths.items() if path in chosen.sidecars]
     for _ in range(2):
