@@ -1,6 +1,7 @@
 """What the tests of the recording side share: reading back, shipping, and children that record."""
 
 import contextlib
+import signal
 import subprocess
 import sys
 import threading
@@ -116,6 +117,20 @@ def eventually(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS)
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def end_alarm(before: Any) -> None:
+    """End the timer of a test that made use of SIGALRM, and give the signal its handler back.
+
+    One that the kernel has for another thread comes when that thread runs again: without a handler it ends the process,
+    and for pytest-timeout, whose handler it may be, a test has taken too long.
+    """
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    while signal.sigtimedwait({signal.SIGALRM}, 0) is not None:
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.signal(signal.SIGALRM, before)
 
 
 def in_threads(work: Callable[[], object], count: int) -> None:

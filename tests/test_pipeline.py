@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import in_threads, live, output, python, recording, stored
+from recording import end_alarm, in_threads, live, output, python, recording, stored
 
 import tallymark
 from tallymark import BufferFull, Metrics
@@ -371,8 +371,7 @@ class TestThreads:
             for _ in range(100_000):
                 run.record_stage("work", 0.25)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            end_alarm(before)
         assert handled
         assert run.stages["work"] == StageMetrics(100_000, 25_000.0, 0.25, 0.25)
         assert run.stages["signal"].count == handled

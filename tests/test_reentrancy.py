@@ -14,13 +14,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from recording import eventually, in_threads, live, output, python, recording, ship
+from recording import end_alarm, eventually, in_threads, live, output, python, recording, ship
 
 from tallymark import Metrics
 from tallymark.lane import Lane
 
 # The alarm of pytest-timeout is used here for other things.
-pytestmark = [pytest.mark.usefixtures("core"), pytest.mark.timeout(120, method="thread")]
+pytestmark = [pytest.mark.usefixtures("core"), pytest.mark.timeout(300, method="thread")]
 
 SECONDS = 1.0
 """For how long chance gets its chances."""
@@ -47,8 +47,7 @@ def interrupting(handler: Callable[[], object], every: float = 0.0002) -> Iterat
         yield calls
     finally:
         over = True  # for the handler that runs between the two calls
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        end_alarm(before)
 
 
 def record(metrics: Metrics, number: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from recording import eventually, in_threads
+from recording import end_alarm, eventually, in_threads
 
 from tallymark.integrations import logging as structured
 from tallymark.integrations.logging import JsonLinesHandler
@@ -334,8 +334,7 @@ def test_a_signal_handler_that_logs(logger: logging.Logger, handler: JsonLinesHa
             logger.info("hello")
             written += 1
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        end_alarm(before)
     count = Counter(line["message"] for line in lines(path))
     assert count["hello"] == written
     # A signal that comes in while another one is logged may find the depth exceeded.

@@ -113,7 +113,7 @@ class Server:
         try:
             yield
         finally:
-            for process in (main, *children):
+            for process in (*children, main):  # which takes those off the list that have ended
                 os.kill(process, signal.SIGCONT)
 
 
