@@ -46,6 +46,10 @@ USUAL: Final = (1_000_000, 10_000_000, 100_000_000)
 """Of the table; what is missing of these is named below it."""
 
 HOUR_NS: Final = workload.DAY_NS // 24
+
+LONG: Final = "everything, 30 days by 6 h, p95"
+BEFORE_UPKEEP: Final = "the same before upkeep, so without rollups"
+
 QUERIES: Final = {
     "one series, 1 h by minute": Query.build(
         since=workload.END - 2 * HOUR_NS,
@@ -61,15 +65,15 @@ QUERIES: Final = {
         group_by="name",
         agg=("count", "p50", "p95", "p99"),
     ),
-    "everything, 30 days by 6 h, p95": Query.build(
-        since=workload.END - DAYS * workload.DAY_NS, until=workload.END, window="6h", agg=("count", "avg", "p95")
-    ),
     "one series, 1 day by a metadata key": Query.build(
         since=workload.END - 4 * workload.DAY_NS,
         until=workload.END - 3 * workload.DAY_NS,
         name=workload.ROUTES[0],
         group_by="metadata.region",
         agg=("count", "p95"),
+    ),
+    LONG: Query.build(
+        since=workload.END - DAYS * workload.DAY_NS, until=workload.END, window="6h", agg=("count", "avg", "p95")
     ),
 }
 
@@ -106,6 +110,7 @@ def measure(kind: str, records: int) -> Measured:
             seconds += time.perf_counter() - started
             cpu += Used.now().cpu - used.cpu
             wire += batch.table.nbytes
+        before_upkeep = _asked(store, QUERIES[LONG])
         used = Used.now()
         store.maintain(workload.END + workload.DAY_NS, None)
         if kind == "clickhouse":
@@ -114,7 +119,7 @@ def measure(kind: str, records: int) -> Measured:
         info = store.info()
         if info.stored != records + FEW:
             raise RuntimeError(f"not everything was stored: {info}")
-        queries = {what: _asked(store, query) for what, query in QUERIES.items()}
+        queries = {what: _asked(store, query) for what, query in QUERIES.items()} | {BEFORE_UPKEEP: before_upkeep}
         few, few_cpu = _few(store)
         part, merge = _parts(store) if kind == "clickhouse" else (None, None)
     return Measured(
@@ -216,6 +221,7 @@ def _postgresql(folder: Path) -> Iterator[Store]:
     from bench.into_postgres import SETTINGS
     from tallymark.stores.postgres import Postgres
 
+    os.environ["TALLYMARK_STATE"] = str(folder / "state")
     with postgres_server(*SETTINGS) as server, Postgres(Databases(server).prepared()) as store:
         yield store
 
@@ -300,15 +306,18 @@ def lines(rows: list[Measured]) -> list[str]:
             for each in rows
         ],
     )
-    names = list(QUERIES)
+    names = [*QUERIES, BEFORE_UPKEEP]
     asked = table(
         ["store", "records", *names],
-        [[each.store, f"{each.records:,}", *(_ms(each.queries.get(name)) for name in names)] for each in rows],
+        [[each.store, f"{each.records:,}", *(_ms(each, name) for name in names)] for each in rows],
     )
     return [*taken, "", *asked, "", missing(rows)]
 
 
-def _ms(took: float | None) -> str:
+def _ms(one: Measured, query: str) -> str:
+    if query not in one.queries:
+        return "–"
+    took = one.queries[query]
     return "gave up" if took is None else f"{took:,.0f} ms"
 
 
