@@ -275,6 +275,7 @@ class Journal:
             if len(self._complete) + len(self._open) + len(self._opening) > self._max_lanes:
                 self._refuse("journal_full", f"{self._max_lanes * self._entries} records wait to be shipped")
                 return False
+            self._wake()  # before there is a lane: cut short here, the next record tries again
             self.folder.mkdir(parents=True, exist_ok=True)
             lane = Lane(self.folder, self._entries)
             try:

@@ -459,12 +459,13 @@ class Metrics:
         if self._worker_pid != pid:
             # The first lane of this process, which may be a forked child. Not a threading.Thread: starting one takes
             # locks that the interrupted code may hold.
-            self._worker_pid = pid
-            self._wakeups = _queue.SimpleQueue()
-            self._worker_done = _thread.allocate_lock()
-            self._worker_done.acquire()
+            wakeups, done = _queue.SimpleQueue[str](), _thread.allocate_lock()
+            done.acquire()
             try:
-                _thread.start_new_thread(self._work, (self._journal, self._wakeups, self._worker_done))
+                # No call in between: where an exception comes out of a signal handler either none is said to run, and
+                # the next lane starts it, or it does.
+                self._wakeups, self._worker_done, self._worker_pid = wakeups, done, pid
+                _thread.start_new_thread(self._work, (self._journal, wakeups, done))
             except RuntimeError:  # the interpreter is shutting down, or there may be no more threads
                 self._worker_done.release()
         self._wakeups.put("look")
