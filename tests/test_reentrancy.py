@@ -1,5 +1,6 @@
 """Recording from where code is interrupted: signal handlers, finalisers, the garbage collector; while others record."""
 
+import _thread
 import gc
 import random
 import signal
@@ -304,3 +305,25 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
     with tallymark.open(str(folder)) as reader:
         return [row for page in reader.pages() for row in page.table.to_pylist()]
+
+
+def test_one_thread_is_started_whoever_comes_in_between(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread makes its first record while this one is about to start the recorder's thread."""
+    started = []
+    work, allocate = Metrics._work, _thread.allocate_lock
+
+    def allocate_late() -> _thread.LockType:
+        monkeypatch.setattr(_thread, "allocate_lock", allocate)
+        metrics.record("a", "other", 1.0)
+        return allocate()
+
+    def noted(self: Metrics, *arguments: Any) -> None:
+        started.append(_thread.get_ident())
+        work(self, *arguments)
+
+    monkeypatch.setattr(Metrics, "_work", noted)
+    with recording(folder) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        monkeypatch.setattr(_thread, "allocate_lock", allocate_late)
+        metrics.record("a", "this", 1.0)
+    assert len(started) == 1

@@ -462,10 +462,11 @@ class Metrics:
             wakeups, done = _queue.SimpleQueue[str](), _thread.allocate_lock()
             done.acquire()
             try:
-                # No call in between: where an exception comes out of a signal handler either none is said to run, and
-                # the next lane starts it, or it does.
-                self._wakeups, self._worker_done, self._worker_pid = wakeups, done, pid
-                _thread.start_new_thread(self._work, (self._journal, wakeups, done))
+                # No call between the look, the claim and the start: no other thread, and no exception out of a signal
+                # handler, comes in there. So one thread runs, or none is said to, and the next lane starts it.
+                if self._worker_pid != pid:
+                    self._wakeups, self._worker_done, self._worker_pid = wakeups, done, pid
+                    _thread.start_new_thread(self._work, (self._journal, wakeups, done))
             except RuntimeError:  # the interpreter is shutting down, or there may be no more threads
                 self._worker_done.release()
         self._wakeups.put("look")
