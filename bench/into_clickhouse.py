@@ -12,8 +12,8 @@ import clickhouse_connect
 from bench import Row, workload
 from tallymark.batch import SCHEMA, Batch
 from tallymark.query import Query
-from tallymark.stores.clickhouse import ClickHouse
-from tallymark.stores.clickhouse_tables import RECORDS
+from tallymark.stores.clickhouse.store import ClickHouse
+from tallymark.stores.clickhouse.tables import RECORDS
 
 BATCH = 250_000
 """As many as a shipper writes at once."""

@@ -37,7 +37,7 @@ def run(quick: bool = False) -> list[Row]:
 
 def _by_copy(url: str, batches: list[Batch]) -> tuple[float, float]:
     """Seconds, and bytes for each record."""
-    from tallymark.stores.postgres import Postgres, _days
+    from tallymark.stores.postgres.store import Postgres, _days
 
     with Postgres(url) as store:
         for batch in batches:
@@ -56,7 +56,7 @@ def _by_insert(url: str, rows: list[list[dict[str, Any]]], batches: list[Batch])
     """Seconds, for a transaction for each list of rows."""
     from sqlalchemy import MetaData, Table, create_engine, insert
 
-    from tallymark.stores.postgres import Postgres, _days
+    from tallymark.stores.postgres.store import Postgres, _days
 
     with Postgres(url) as store:
         for some in batches:

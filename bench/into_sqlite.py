@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Float, MetaData, String, Tab
 from bench import Row, workload
 from tallymark.batch import SCHEMA
 from tallymark.query import Query
-from tallymark.stores.sqlite import Sqlite
+from tallymark.stores.sqlite.store import Sqlite
 
 LIMIT_NS = 1e9 / 150_000
 """At least 150,000 records a second."""

@@ -24,7 +24,7 @@ import tallymark
 from bench import Row, workload
 from tallymark.batch import Batch
 from tallymark.server.overview import Span, overview
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 
 WHOLE: Final = 100_000_000
 DAYS: Final = 30

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import tallymark
 from bench import Row, workload
 from tallymark.reader import Answer, Reader
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 
 SERIES = ("service", "metric_type", "name", "unit")
 

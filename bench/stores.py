@@ -172,14 +172,14 @@ def _few(store: Store) -> tuple[float, float]:
 
 def _merge(store: Any) -> None:
     """What a server of ClickHouse does by itself in the course of a day."""
-    from tallymark.stores.clickhouse_tables import RECORDS
+    from tallymark.stores.clickhouse.tables import RECORDS
 
     store._command(f"OPTIMIZE TABLE {RECORDS} FINAL")
 
 
 def _parts(store: Any) -> tuple[float, float]:
     """Milliseconds of CPU for each of many small parts of ClickHouse: to make it, and to merge it."""
-    from tallymark.stores.clickhouse_tables import RECORDS
+    from tallymark.stores.clickhouse.tables import RECORDS
 
     client, copy = store._connected(), f"{RECORDS}_parts"
     client.command(f"CREATE TABLE {copy} AS {RECORDS}")
@@ -198,7 +198,7 @@ def _parts(store: Any) -> tuple[float, float]:
 
 @contextmanager
 def _lake(folder: Path) -> Iterator[Store]:
-    from tallymark.stores.lake import Lake
+    from tallymark.stores.lake.store import Lake
 
     with Lake(folder / "lake") as store:
         yield store
@@ -206,7 +206,7 @@ def _lake(folder: Path) -> Iterator[Store]:
 
 @contextmanager
 def _sqlite(folder: Path) -> Iterator[Store]:
-    from tallymark.stores.sqlite import Sqlite
+    from tallymark.stores.sqlite.store import Sqlite
 
     with Sqlite(folder / "metrics.db") as store:
         yield store
@@ -219,7 +219,7 @@ def _postgresql(folder: Path) -> Iterator[Store]:
     from stores.postgres_stores import Databases
 
     from bench.into_postgres import SETTINGS
-    from tallymark.stores.postgres import Postgres
+    from tallymark.stores.postgres.store import Postgres
 
     os.environ["TALLYMARK_STATE"] = str(folder / "state")
     with postgres_server(*SETTINGS) as server, Postgres(Databases(server).prepared()) as store:
@@ -230,7 +230,7 @@ def _postgresql(folder: Path) -> Iterator[Store]:
 def _clickhouse(folder: Path) -> Iterator[Store]:
     import clickhouse_connect
 
-    from tallymark.stores.clickhouse import ClickHouse
+    from tallymark.stores.clickhouse.store import ClickHouse
 
     client: Any = clickhouse_connect.get_client(interface="chdb", path=str(folder))
     try:
@@ -241,7 +241,7 @@ def _clickhouse(folder: Path) -> Iterator[Store]:
 
 @contextmanager
 def _json(folder: Path) -> Iterator[Store]:
-    from tallymark.stores.json_files import JsonFiles
+    from tallymark.stores.json_files.store import JsonFiles
 
     with JsonFiles(folder / "json") as store:
         yield store

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 
 
 @dataclass

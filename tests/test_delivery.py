@@ -17,7 +17,7 @@ from tallymark.errors import RefusedError, StoreError
 from tallymark.lane import JOURNALS
 from tallymark.query import Query
 from tallymark.shipper import ship
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.testing.rows import row
 
 

@@ -23,7 +23,7 @@ from tallymark.maintenance import MAINTAIN_LOCK
 from tallymark.query import Query
 from tallymark.shipper import Shipper, shipping_lock, shipping_turn
 from tallymark.store import open_store
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 
 SUBJECT = "session-4f0c-of-ännä-'\"\\"
 """Hostile: quotes, a backslash, and letters beyond ASCII."""

@@ -11,7 +11,7 @@ from lakes import lake_with
 
 from tallymark.errors import ConfigError
 from tallymark.maintenance import maintain
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.stores.retention import HOUR_NS, MAX_JUMP_NS, MAX_OFF_NS, ClockWatch, Retention, boot_id
 from tallymark.testing import ManualClock
 from tallymark.testing.rows import DAY, NOON, batch, count, row

@@ -26,7 +26,7 @@ _KINDS: Final = {
     "clickhouse": ("clickhouse", "ClickHouse", "clickhouse"),
     "json": ("json_files", "JsonFiles", "lake"),
 }
-"""The module in tallymark.stores, the class in it, and the extra with the packages that it needs."""
+"""The package in tallymark.stores, the class in its store.py, and the extra with the packages that it needs."""
 
 _ORIGIN: Final = "tallymark.origin"
 """Under which an answer has it in the metadata of its schema."""
@@ -196,9 +196,9 @@ def open_store(url: str = "./metrics") -> Store:
     """
     scheme, place = split(url)
     folder = local_folder(url)
-    module, name, extra = _KINDS[scheme]
+    package, name, extra = _KINDS[scheme]
     try:
-        kind: Callable[..., Store] = getattr(import_module(f"tallymark.stores.{module}"), name)
+        kind: Callable[..., Store] = getattr(import_module(f"tallymark.stores.{package}.store"), name)
         from tallymark.journaled import Journaled
     except ModuleNotFoundError as missing:
         if missing.name is not None and missing.name.partition(".")[0] == "tallymark":

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tallymark.query import Query
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.testing.oracle import Row
 from tallymark.testing.rows import DAY, JOURNALS, MINUTE, NOON, batch, row
 

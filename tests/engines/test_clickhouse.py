@@ -7,7 +7,7 @@ import pytest
 from pyarrow.fs import S3FileSystem
 from services.s3 import s3_server
 
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.testing.rows import count
 
 from .recipes import check, code_of, fill, recipe

@@ -11,7 +11,7 @@ import pytest
 from stores.postgres_stores import Databases, databases
 
 from tallymark.store import Store, open_store
-from tallymark.stores.clickhouse import ClickHouse
+from tallymark.stores.clickhouse.store import ClickHouse
 
 KINDS = ["lake", "sqlite", "postgresql", "clickhouse", "json"]
 

@@ -303,7 +303,7 @@ def test_one_at_a_time(lake: Store, tmp_path: Path) -> None:
 
 
 def test_a_store_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    from tallymark.stores.lake import Lake
+    from tallymark.stores.lake.store import Lake
 
     (tmp_path / "broken" / "table" / "_delta_log").mkdir(parents=True)
     (tmp_path / "broken" / "table" / "_delta_log" / f"{0:020}.json").write_text("{")

@@ -25,7 +25,7 @@ from tallymark.privacy import MASK, PiiPolicy
 from tallymark.query import Query
 from tallymark.record import COLUMNS
 from tallymark.store import Store
-from tallymark.stores.batch_file import batch_text
+from tallymark.stores.json_files.batch_file import batch_text
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row, table
 
 from .conftest import KINDS, NewStore
@@ -101,7 +101,7 @@ def test_it_goes_on_where_it_was_stopped(lake: Store, tmp_path: Path, monkeypatc
     monkeypatch.setattr(reading, "CHUNK_ROWS", 10)
     rows = some_rows(55)
     path = exported(filled(lake, rows), tmp_path / "x.csv", "csv")
-    from tallymark.stores.lake import Lake
+    from tallymark.stores.lake.store import Lake
 
     with Lake(tmp_path / "other") as store:
         checked = check_files([path], None, MASK, lambda *_: None)

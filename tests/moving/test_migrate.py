@@ -13,7 +13,7 @@ from tallymark.moving import arrivals, pages
 from tallymark.moving.migrate import Migrated, migrate
 from tallymark.query import Query
 from tallymark.store import Store
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.testing.oracle import Row
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 

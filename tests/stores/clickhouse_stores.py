@@ -11,7 +11,7 @@ from clickhouse_connect.driver.exceptions import Error as DriverError
 from stores.clickhouse_http import Server
 from tallymark.query import Query
 from tallymark.store import Store
-from tallymark.stores.clickhouse import ClickHouse
+from tallymark.stores.clickhouse.store import ClickHouse
 from tallymark.testing.rows import DAY, JOURNALS, NOON, row
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import clickhouse_connect
 
 from stores.clickhouse_stores import Failing
-from tallymark.stores.clickhouse import ClickHouse
+from tallymark.stores.clickhouse.store import ClickHouse
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lakes import lake_with
 
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 
 if TYPE_CHECKING:
     from stores.clickhouse_stores import Databases

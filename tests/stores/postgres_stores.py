@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import psycopg
 from services.postgres import postgres_server
 
-from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres.store import Postgres
 
 KEPT = 3
 """So many stores may be in use at once. A new database takes eight megabytes in many files."""

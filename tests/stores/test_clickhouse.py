@@ -20,9 +20,9 @@ from tallymark.batch import CLOSED
 from tallymark.errors import ConfigError, StoreError
 from tallymark.query import Query
 from tallymark.store import origin_of
-from tallymark.stores.clickhouse import ClickHouse
-from tallymark.stores.clickhouse_address import Address
-from tallymark.stores.clickhouse_tables import HOURS, INCOMING, RECORDS, VERSION, Tables
+from tallymark.stores.clickhouse.address import Address
+from tallymark.stores.clickhouse.store import ClickHouse
+from tallymark.stores.clickhouse.tables import HOURS, INCOMING, RECORDS, VERSION, Tables
 from tallymark.stores.retention import Retention
 from tallymark.testing import oracle
 from tallymark.testing.conformance import NewStore, StoreConformance, assert_same_groups
@@ -163,14 +163,14 @@ class TestSummedUp:
 
     @pytest.fixture
     def new_store(self, databases: Databases, monkeypatch: pytest.MonkeyPatch) -> NewStore:
-        monkeypatch.setattr("tallymark.stores.clickhouse_rollups.MANY_RECORDS", 1)
+        monkeypatch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 1)
         return databases.store
 
     test_every_answer_is_that_of_the_oracle = StoreConformance.test_every_answer_is_that_of_the_oracle
 
 
 def test_hours_are_believed_only_while_they_are_right(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallymark.stores.clickhouse_rollups.MANY_RECORDS", 20)
+    monkeypatch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 20)
     store = databases.store()
     rows = [
         row(
@@ -238,7 +238,7 @@ def test_what_was_purged_is_on_no_disk(databases: Databases) -> None:
 
 
 def test_many_positions_are_tidied_up(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallymark.stores.clickhouse.MANY_POSITIONS", 10)
+    monkeypatch.setattr("tallymark.stores.clickhouse.store.MANY_POSITIONS", 10)
     store = databases.store()
     for seq in range(8):
         store.write(batch([row(seq), row(seq, journal=JOURNALS[1])], **{JOURNALS[1]: seq + 1 if seq < 7 else CLOSED}))

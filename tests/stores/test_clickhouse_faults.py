@@ -17,7 +17,7 @@ from stores.clickhouse_stores import Databases, Failing, broken, days, name_of, 
 from tallymark.batch import CLOSED, Batch
 from tallymark.errors import RefusedError, StoreError
 from tallymark.query import Query
-from tallymark.stores.clickhouse_tables import FENCED, INCOMING, RECORDS
+from tallymark.stores.clickhouse.tables import FENCED, INCOMING, RECORDS
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
 

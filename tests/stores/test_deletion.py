@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from tallymark.query import Query
 from tallymark.stores import deletion
-from tallymark.stores.delta import Deletion
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.delta import Deletion
+from tallymark.stores.lake.store import Lake
 from tallymark.testing.questions import SUBJECTS
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
@@ -58,7 +58,7 @@ def test_a_day_that_goes_as_a_whole_costs_only_a_commit(lake: Lake, tmp_path: Pa
 
 def test_records_come_into_the_books_as_deleted_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than go in one commit."""
-    monkeypatch.setattr("tallymark.stores.lake.MAX_IDS", 7)
+    monkeypatch.setattr("tallymark.stores.lake.store.MAX_IDS", 7)
     rows = [row(seq, journal=JOURNALS[seq % 3], timestamp=NOON + seq * DAY // 16) for seq in range(80)]
     of_session = [one | {"session_id": "s"} for one in rows[::2]]
     lake.write(batch(of_session + rows[1::2]))

@@ -15,7 +15,7 @@ from tallymark import Metrics
 from tallymark.batch import CLOSED
 from tallymark.errors import StoreError
 from tallymark.query import Query
-from tallymark.stores.json_files import JsonFiles, read_batch_file
+from tallymark.stores.json_files.store import JsonFiles, read_batch_file
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
@@ -93,7 +93,7 @@ def test_a_file_holds_a_thousand_records_and_none_takes_the_place_of_another(sto
     """All of these batches come within a second, and the clock may stand still."""
     moments = iter([NOON] * 5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallymark.stores.json_files.time.time_ns", lambda: next(moments))
+        patch.setattr("tallymark.stores.json_files.store.time.time_ns", lambda: next(moments))
         store.write(batch([row(seq) for seq in range(2_001)]))
         for journal in JOURNALS[1:]:
             store.write(batch([row(0, journal=journal)]))
@@ -116,8 +116,8 @@ import os, sys
 from pathlib import Path
 from tallymark.batch import CLOSED
 from tallymark.query import Query
-from tallymark.stores import json_files
-from tallymark.stores.json_files import JsonFiles
+from tallymark.stores.json_files import store as json_files
+from tallymark.stores.json_files.store import JsonFiles
 from tallymark.testing.rows import JOURNALS, batch, row
 
 what, folders = sys.argv[1], Path(sys.argv[2])
@@ -229,7 +229,7 @@ def test_half_a_line_at_the_end_of_the_log_never_happened(store: JsonFiles, fold
 def test_a_long_log_is_shortened_under_those_who_read_it(
     store: JsonFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tallymark.stores.ledger.MANY_LINES", 3)
+    monkeypatch.setattr("tallymark.stores.json_files.ledger.MANY_LINES", 3)
     other = JsonFiles(folder)
     for seq in range(4):
         store.write(batch([row(seq)]))

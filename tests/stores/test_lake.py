@@ -18,7 +18,7 @@ from tallymark.batch import CLOSED, SCHEMA, Batch
 from tallymark.errors import ConfigError, StoreError
 from tallymark.query import Query
 from tallymark.store import open_store
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.stores.retention import Retention
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, of_journal, row, table
@@ -229,7 +229,7 @@ def test_another_kind_of_url_is_refused_without_telling_its_password(url: str) -
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deltalake", None)
-    monkeypatch.delitem(sys.modules, "tallymark.stores.lake")
-    monkeypatch.delitem(sys.modules, "tallymark.stores.delta")
+    monkeypatch.delitem(sys.modules, "tallymark.stores.lake.store")
+    monkeypatch.delitem(sys.modules, "tallymark.stores.lake.delta")
     with pytest.raises(ConfigError, match=r'deltalake.*pip install "tallymark\[lake\]"'):
         open_store("./metrics")

@@ -22,7 +22,7 @@ from tallymark.maintenance import maintain
 from tallymark.query import Query
 from tallymark.shipper import ship_once
 from tallymark.store import open_store
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.stores.retention import Retention
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.questions import aggregations, ranges, records, scans

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from tallymark.query import Query
-from tallymark.stores import lake as lake_module
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake import store as lake_module
+from tallymark.stores.lake.store import Lake
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
 # -- upkeep --------------------------------------------------------------------------------------------------

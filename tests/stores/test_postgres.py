@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tallymark.errors import ConfigError, RefusedError, StoreError
 from tallymark.query import Filter, Op, Query
 from tallymark.store import Origin, origin_of
-from tallymark.stores import postgres_parts, postgres_sql
-from tallymark.stores.postgres import Postgres
-from tallymark.stores.postgres_sql import RECORDS, PostgresStatement
+from tallymark.stores.postgres import parts as postgres_parts
+from tallymark.stores.postgres import sql as postgres_sql
+from tallymark.stores.postgres.sql import RECORDS, PostgresStatement
+from tallymark.stores.postgres.store import Postgres
 from tallymark.stores.retention import Retention
 from tallymark.stores.sql import scan_sql
 from tallymark.testing import oracle
@@ -115,7 +116,7 @@ def test_a_day_that_goes_as_a_whole_is_dropped(store: Postgres, ask: Ask) -> Non
 def test_a_partition_that_is_being_read_is_emptied_and_dropped_later(
     store: Postgres, ask: Ask, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tallymark.stores.postgres.LOCK_MILLISECONDS", 50)
+    monkeypatch.setattr("tallymark.stores.postgres.store.LOCK_MILLISECONDS", 50)
     store.write(batch([row(0, timestamp=NOON - 9 * DAY), row(1)]))
     with psycopg.connect(database) as reader:
         assert reader.execute("SELECT count(*) FROM tallymark.records").fetchall() == [(2,)]
@@ -205,7 +206,7 @@ def test_a_purge_leaves_no_byte_of_what_was_erased(store: Postgres, ask: Ask) ->
 
 
 def test_a_purge_says_what_is_in_use(store: Postgres, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallymark.stores.postgres.LOCK_MILLISECONDS", 50)
+    monkeypatch.setattr("tallymark.stores.postgres.store.LOCK_MILLISECONDS", 50)
     store.write(batch([row(0), row(1, session_id="subject")]))
     store.delete(Query.build(agg=(), session_id="subject"))
     with psycopg.connect(database) as reader:

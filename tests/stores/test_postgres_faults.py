@@ -23,7 +23,7 @@ from tallymark.batch import Batch
 from tallymark.errors import StoreError
 from tallymark.query import Query
 from tallymark.shipper import ship_once
-from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres.store import Postgres
 from tallymark.testing.rows import JOURNALS, NOON, batch, count, row
 
 from .postgres_stores import Databases, databases

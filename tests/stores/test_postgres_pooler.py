@@ -11,7 +11,7 @@ from services.pgbouncer import pgbouncer
 import tallymark
 from tallymark import Metrics
 from tallymark.query import Query
-from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres.store import Postgres
 from tallymark.stores.retention import Retention
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 

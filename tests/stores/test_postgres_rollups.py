@@ -12,8 +12,8 @@ import pytest
 from tallymark.location import local_folder
 from tallymark.query import Query
 from tallymark.store import Store
-from tallymark.stores import postgres_rollups
-from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres import rollups as postgres_rollups
+from tallymark.stores.postgres.store import Postgres
 from tallymark.stores.rollups import Rollups
 from tallymark.testing.rows import DAY, MINUTE, batch, row
 

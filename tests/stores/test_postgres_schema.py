@@ -16,14 +16,14 @@ from services.postgres import PROGRAMS
 
 from tallymark.errors import StoreError
 from tallymark.query import Query
-from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres.store import Postgres
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
 from .postgres_stores import Databases, databases
 
 WRITE = """
 import sys
-from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres.store import Postgres
 from tallymark.testing.rows import batch, row
 with Postgres(sys.argv[1]) as store:
     input()
@@ -166,7 +166,7 @@ def test_older_applications_write_during_an_upgrade_and_afterwards(server: Datab
 def test_an_upgrade_does_not_make_others_wait_for_a_table_in_use(
     server: Databases, newer: type[Postgres], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tallymark.stores.postgres.LOCK_MILLISECONDS", 50)
+    monkeypatch.setattr("tallymark.stores.postgres.store.LOCK_MILLISECONDS", 50)
     url = server.empty()
     with Postgres(url) as older:
         older.write(batch([row(0)]))

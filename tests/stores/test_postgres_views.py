@@ -14,7 +14,7 @@ from recording import ship
 from tallymark import Metrics
 from tallymark.processing import MetricsCollector
 from tallymark.review import CorrectionType, MetricsService, ProcessingStage
-from tallymark.stores.postgres import Postgres
+from tallymark.stores.postgres.store import Postgres
 from tallymark.testing.rows import batch, row
 
 from .postgres_stores import Databases, databases

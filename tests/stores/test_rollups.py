@@ -22,7 +22,7 @@ from tallymark.reader import Reader
 from tallymark.stores import plan as plan_module
 from tallymark.stores import rolled as rolled_module
 from tallymark.stores import rollups as rollups_module
-from tallymark.stores.lake import Lake
+from tallymark.stores.lake.store import Lake
 from tallymark.stores.plan import cover
 from tallymark.stores.rollups import LEVELS, Level
 from tallymark.testing.oracle import Row

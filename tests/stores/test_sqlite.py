@@ -22,9 +22,9 @@ from tallymark.batch import CLOSED
 from tallymark.errors import RefusedError, StoreError
 from tallymark.query import Filter, Query
 from tallymark.store import open_store
-from tallymark.stores import sqlite_link
-from tallymark.stores.sqlite import Sqlite
-from tallymark.stores.sqlite_link import wal_fault
+from tallymark.stores.sqlite import link as sqlite_link
+from tallymark.stores.sqlite.link import wal_fault
+from tallymark.stores.sqlite.store import Sqlite
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import JOURNALS, NOON, batch, count, row
 
@@ -119,7 +119,7 @@ def test_a_row_that_a_rule_is_against_is_refused(store: Sqlite, path: Path) -> N
 WRITER = """
 import sys
 from pathlib import Path
-from tallymark.stores.sqlite import Sqlite
+from tallymark.stores.sqlite.store import Sqlite
 from tallymark.testing.rows import JOURNALS, batch, row
 
 store = Sqlite(Path(sys.argv[1]))
@@ -134,7 +134,7 @@ READER = """
 import sys
 from pathlib import Path
 from tallymark.query import Query
-from tallymark.stores.sqlite import Sqlite
+from tallymark.stores.sqlite.store import Sqlite
 from tallymark.testing.rows import JOURNALS, count
 
 store = Sqlite(Path(sys.argv[1]))
@@ -365,7 +365,7 @@ def test_a_schema_that_grew_is_that_of_a_new_file(tmp_path: Path, monkeypatch: p
 
 
 def test_alembic_is_loaded_only_where_there_is_something_to_do(path: Path) -> None:
-    program = "import sys; from pathlib import Path; from tallymark.stores.sqlite import Sqlite"
+    program = "import sys; from pathlib import Path; from tallymark.stores.sqlite.store import Sqlite"
     program += "; from tallymark.testing.rows import batch, row; store = Sqlite(Path(sys.argv[1]))"
     program += (
         "; store.write(batch([row(int(sys.argv[2]))])); print('alembic' in sys.modules, 'sqlalchemy' in sys.modules)"
@@ -375,7 +375,7 @@ def test_alembic_is_loaded_only_where_there_is_something_to_do(path: Path) -> No
 
 
 def test_a_schema_that_was_not_finished_is_made_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallymark.stores.sqlite_migrations.sqlite3.complete_statement", lambda text: False)
+    monkeypatch.setattr("tallymark.stores.sqlite.migrations.sqlite3.complete_statement", lambda text: False)
     with Sqlite(path) as store, pytest.raises(AssertionError):
         store.write(batch([row(0)]))
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from tallymark import keeping
 from tallymark.maintenance import maintain
 from tallymark.query import Query
 from tallymark.store import Store
-from tallymark.stores.sqlite import Sqlite
+from tallymark.stores.sqlite.store import Sqlite
 from tallymark.testing import ManualClock
 from tallymark.testing.rows import DAY, JOURNALS, batch, row
 
@@ -105,7 +105,7 @@ def test_a_file_that_is_brought_back_from_a_copy_has_no_rollups_of_another_time(
 WRITER = """
 import sys
 from pathlib import Path
-from tallymark.stores.sqlite import Sqlite
+from tallymark.stores.sqlite.store import Sqlite
 from tallymark.testing.rows import JOURNALS, MINUTE, NOON, batch, row
 
 with Sqlite(Path(sys.argv[1])) as store:

@@ -176,7 +176,7 @@ def test_correction_metrics_of_document_002(database: sqlite3.Connection) -> Non
 
 
 def test_nothing_that_was_recorded_stops_a_view(tmp_path: Path) -> None:
-    from tallymark.stores.sqlite import Sqlite
+    from tallymark.stores.sqlite.store import Sqlite
     from tallymark.testing.rows import batch, row
 
     hostile = [

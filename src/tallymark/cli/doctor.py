@@ -151,7 +151,7 @@ def _libraries(wanted: dict[str, str]) -> Finding:
 def _sqlite() -> Finding:
     import sqlite3
 
-    from tallymark.stores.sqlite_link import wal_fault
+    from tallymark.stores.sqlite.link import wal_fault
 
     return Finding("sqlite", True, wal_fault() or f"SQLite {sqlite3.sqlite_version}")
 
@@ -309,7 +309,7 @@ class _Journey:
 
         from tallymark.batch import record_id
         from tallymark.location import local_folder
-        from tallymark.stores.delta import Delta
+        from tallymark.stores.lake.delta import Delta
 
         files = Delta(local_folder(self._store) / "table").snapshot(start=self._started).files
         for file in files:

@@ -22,7 +22,7 @@ from tallymark.moving.checks import RowError, Strangers, check_recorded
 from tallymark.moving.formats import ENDINGS
 from tallymark.privacy import PiiPolicy
 from tallymark.record import COLUMNS
-from tallymark.stores.batch_file import UNKNOWN_SERVICE, parse_batch
+from tallymark.stores.json_files.batch_file import UNKNOWN_SERVICE, parse_batch
 
 CHUNK_ROWS: Final = 50_000
 CHUNK_BYTES: Final = 64 << 20

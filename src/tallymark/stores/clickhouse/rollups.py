@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from tallymark.query import Query, percentile
-from tallymark.stores.clickhouse_sql import ClickHouseStatement
-from tallymark.stores.clickhouse_tables import HOURS, RECORDS, quoted
+from tallymark.stores.clickhouse.sql import ClickHouseStatement
+from tallymark.stores.clickhouse.tables import HOURS, RECORDS, quoted
 from tallymark.stores.retention import DAY_NS, HOUR_NS
 from tallymark.stores.sql import finals_sql, order_sql, window_sql
 

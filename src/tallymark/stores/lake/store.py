@@ -1,6 +1,6 @@
 """The lake: live journals and a Delta Lake table in one folder, read together with DuckDB.
 
-``journals/`` belongs to the recorders, ``table/`` to :mod:`tallymark.stores.delta`. No server and no lock: a
+``journals/`` belongs to the recorders, ``table/`` to :mod:`tallymark.stores.lake.delta`. No server and no lock: a
 query opens the journals first and a version of the table second, and takes from each journal what that
 version does not have. So it sees every record once, also while a shipper moves records between them.
 """
@@ -25,9 +25,9 @@ from tallymark.model import RESERVED_TYPE
 from tallymark.query import Filter, Query
 from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
-from tallymark.stores.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off
 from tallymark.stores.duck import Engine, FileGone
-from tallymark.stores.objects import said
+from tallymark.stores.lake.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off
+from tallymark.stores.lake.objects import said
 from tallymark.stores.plan import plan
 from tallymark.stores.retention import Retention
 from tallymark.stores.rolled import Rolled, relative_error

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from psycopg import sql
 
-from tallymark.stores.postgres_link import Cursor
+from tallymark.stores.postgres.link import Cursor
 from tallymark.stores.retention import DAY_NS
 
 AHEAD: Final = 3

@@ -1,6 +1,6 @@
 """Records, positions, books and views."""
 
-from tallymark.stores.sqlite_migrations import run_file
+from tallymark.stores.sqlite.migrations import run_file
 
 revision = "0001"
 down_revision = None

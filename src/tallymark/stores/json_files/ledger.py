@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from tallymark.errors import StoreError
 from tallymark.files import locked, replace_file
-from tallymark.stores.batch_file import NAME
+from tallymark.stores.json_files.batch_file import NAME
 
 FOLDER: Final = ".tallymark"
 LOG: Final = "files.jsonl"

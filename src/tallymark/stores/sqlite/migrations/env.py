@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from tallymark.stores.sqlite_link import VERSION_TABLE
+from tallymark.stores.sqlite.link import VERSION_TABLE
 
 # A version table of its own: the file may belong to an application that has one too.
 context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)

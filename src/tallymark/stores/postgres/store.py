@@ -23,15 +23,14 @@ from tallymark.location import local_folder, shown
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
 from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
-from tallymark.stores import postgres_parts as parts
-from tallymark.stores import postgres_rollups as rollups
 from tallymark.stores.days import Day, NotNow, RolledDays, new_version
 from tallymark.stores.deletion import by_day
 from tallymark.stores.duck import Engine
 from tallymark.stores.fresh import fresh
-from tallymark.stores.postgres_link import Cursor, Link
-from tallymark.stores.postgres_parts import Part
-from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer
+from tallymark.stores.postgres import parts, rollups
+from tallymark.stores.postgres.link import Cursor, Link
+from tallymark.stores.postgres.parts import Part
+from tallymark.stores.postgres.sql import RECORDS, PostgresStatement, answer
 from tallymark.stores.retention import DAY_NS, Retention
 from tallymark.stores.rollups import FORMAT
 from tallymark.stores.sql import COLUMNS, aggregate_sql, check_rows, output_schema, scan_sql
@@ -123,7 +122,7 @@ class Postgres(Store):
 
     revision: ClassVar = "0001"
     """The newest schema that this program knows. Newer ones only add, so it writes to those too."""
-    revisions: ClassVar = Path(__file__).parent / "postgres_migrations"
+    revisions: ClassVar = Path(__file__).parent / "migrations"
 
     def __init__(self, place: str, *, url: str | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._url = url or shown(place)

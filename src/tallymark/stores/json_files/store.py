@@ -23,11 +23,18 @@ from tallymark.files import size_of
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
 from tallymark.store import Maintenance, Store, StoreInfo
-from tallymark.stores.batch_file import NAME, batch_id, batch_moment, batch_text, parse_batch, read_batch_file
 from tallymark.stores.deletion import by_day
 from tallymark.stores.duck import Engine
 from tallymark.stores.fresh import fresh
-from tallymark.stores.ledger import FOLDER, Change, Known, Ledger
+from tallymark.stores.json_files.batch_file import (
+    NAME,
+    batch_id,
+    batch_moment,
+    batch_text,
+    parse_batch,
+    read_batch_file,
+)
+from tallymark.stores.json_files.ledger import FOLDER, Change, Known, Ledger
 from tallymark.stores.retention import Retention
 
 __all__ = ["NAME", "JsonFiles", "read_batch_file"]

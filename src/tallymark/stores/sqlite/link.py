@@ -22,7 +22,7 @@ REVISION: Final = "0001"
 """The newest revision of the schema that this code knows."""
 
 VERSION_TABLE: Final = "tallymark_version"
-REVISIONS: Final = Path(__file__).parent / "sqlite_migrations"
+REVISIONS: Final = Path(__file__).parent / "migrations"
 
 LOCK: Final = "writing.lock"
 

@@ -27,10 +27,10 @@ from tallymark.location import shown
 from tallymark.model import RESERVED_TYPE
 from tallymark.query import Query
 from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
-from tallymark.stores.clickhouse_address import Address
-from tallymark.stores.clickhouse_rollups import DAYS_AT_ONCE, DAYS_SQL, Day, cut, fits, pieces_sql
-from tallymark.stores.clickhouse_sql import ClickHouseStatement
-from tallymark.stores.clickhouse_tables import (
+from tallymark.stores.clickhouse.address import Address
+from tallymark.stores.clickhouse.rollups import DAYS_AT_ONCE, DAYS_SQL, Day, cut, fits, pieces_sql
+from tallymark.stores.clickhouse.sql import ClickHouseStatement
+from tallymark.stores.clickhouse.tables import (
     BOOKS,
     DOOMED,
     FENCED,

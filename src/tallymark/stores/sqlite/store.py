@@ -1,6 +1,6 @@
 """The store behind ``sqlite:///metrics.db``: one file that any program reads which knows SQL.
 
-Texts that make a series are kept once, rows in the order of time (``sqlite_migrations/0001_records.sql``). Positions
+Texts that make a series are kept once, rows in the order of time (``migrations/0001_records.sql``). Positions
 and books change in the transaction that brings the rows. Rollups of days that are over are files beside it.
 """
 
@@ -32,8 +32,8 @@ from tallymark.stores.fresh import fresh
 from tallymark.stores.retention import DAY_NS, Retention
 from tallymark.stores.rollups import is_whole
 from tallymark.stores.sql import aggregate_sql, fields_of, output_schema, scan_sql
-from tallymark.stores.sqlite_link import Link
-from tallymark.stores.sqlite_sql import (
+from tallymark.stores.sqlite.link import Link
+from tallymark.stores.sqlite.sql import (
     RECORDS,
     ROWS,
     SERIES,

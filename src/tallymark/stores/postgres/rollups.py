@@ -12,8 +12,8 @@ import pyarrow as pa
 from tallymark.batch import SCHEMA
 from tallymark.query import Query
 from tallymark.stores.days import NEEDED, Day, NotNow, RolledDays, choose, share_read
-from tallymark.stores.postgres_link import Cursor
-from tallymark.stores.postgres_sql import RECORDS, PostgresStatement, answer, blocks
+from tallymark.stores.postgres.link import Cursor
+from tallymark.stores.postgres.sql import RECORDS, PostgresStatement, answer, blocks
 from tallymark.stores.retention import DAY_NS
 from tallymark.stores.rollups import FORMAT
 from tallymark.stores.sql import fields_of

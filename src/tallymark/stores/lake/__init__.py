@@ -1,0 +1,1 @@
+"""A folder, or an object store, with a Delta table of Parquet and rollups beside it."""
