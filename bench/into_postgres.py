@@ -37,11 +37,12 @@ def run(quick: bool = False) -> list[Row]:
 
 def _by_copy(url: str, batches: list[Batch]) -> tuple[float, float]:
     """Seconds, and bytes for each record."""
-    from tallymark.stores.postgres.store import Postgres, _days
+    from tallymark.stores.postgres.store import Postgres
+    from tallymark.stores.postgres.writing import days_of
 
     with Postgres(url) as store:
         for batch in batches:
-            store._make_parts(_days(batch.table))
+            store._make_parts(days_of(batch.table))
         started = time.perf_counter()
         for batch in batches:
             store.write(batch)
@@ -56,11 +57,12 @@ def _by_insert(url: str, rows: list[list[dict[str, Any]]], batches: list[Batch])
     """Seconds, for a transaction for each list of rows."""
     from sqlalchemy import MetaData, Table, create_engine, insert
 
-    from tallymark.stores.postgres.store import Postgres, _days
+    from tallymark.stores.postgres.store import Postgres
+    from tallymark.stores.postgres.writing import days_of
 
     with Postgres(url) as store:
         for some in batches:
-            store._make_parts(_days(some.table))
+            store._make_parts(days_of(some.table))
     # Metadata is a text already.
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), json_serializer=str)
     table = Table("records", MetaData(), schema="tallymark", autoload_with=engine)
