@@ -72,7 +72,7 @@ def measure(folder: str, records: int, times: int) -> list[Row]:
     """The rows about a lake that was filled."""
     before = _cpu()
     with contextlib.closing(Lake(folder)) as lake:
-        made = lake.roll_up()
+        made = lake.roll_up(workload.END)
         parquet = lake.info().bytes
     rolling = (_cpu() - before) / records * 1e9
     rollups = sum(path.stat().st_size for path in Path(folder, "rollups").iterdir())

@@ -113,6 +113,7 @@ def measure(kind: str, records: int) -> Measured:
         before_upkeep = _asked(store, QUERIES[LONG])
         used = Used.now()
         store.maintain(workload.END + workload.DAY_NS, None)
+        store.roll_up(workload.END + workload.DAY_NS)
         if kind == "clickhouse":
             _merge(store)
         after = Used.now()

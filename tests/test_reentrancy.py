@@ -327,3 +327,19 @@ def test_one_thread_is_started_whoever_comes_in_between(folder: Path, monkeypatc
         monkeypatch.setattr(_thread, "allocate_lock", allocate_late)
         metrics.record("a", "this", 1.0)
     assert len(started) == 1
+
+
+def test_a_thread_that_cannot_be_started_is_with_the_next_lane(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = _thread.start_new_thread
+
+    def refuse(*arguments: Any) -> int:
+        monkeypatch.setattr(_thread, "start_new_thread", start)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    with recording(folder, max_queue_size=1_000) as metrics:
+        metrics._sealer.look = lambda journal: None  # type: ignore[method-assign]
+        for number in range(500):
+            metrics.record("a", "b", float(number))
+        eventually(lambda: metrics._journal.complete_lanes > 2)  # somebody closes those that are full
+        assert_exact(metrics, folder, 500)

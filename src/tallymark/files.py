@@ -49,14 +49,14 @@ def locked(path: "Path", *, wait: bool = True, shared: bool = False, make: bool 
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        except OSError:
-            if wait:
-                raise
-            held = False
-        yield held
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing does not do: a child that was forked meanwhile has a copy
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has a copy
         os.close(descriptor)
 
 

@@ -60,6 +60,10 @@ class Journaled(Store):
         """As the store does."""
         return self._store.maintain(now, retention, strays=strays)
 
+    def roll_up(self, now: int) -> int:
+        """As the store does."""
+        return self._store.roll_up(now)
+
     def purge(self, now: int, *, strays: bool = False) -> list[str]:
         """As the store does."""
         return self._store.purge(now, strays=strays)

@@ -25,6 +25,8 @@ def maintain(
     folder: Path,
     clock: Clock = _SYSTEM_CLOCK,
     retention: Retention | None = _USUAL_RETENTION,
+    *,
+    roll_up: bool = True,
 ) -> Maintenance:
     """Have a store do what keeps it small and fast. Meant to be called every few minutes.
 
@@ -33,6 +35,7 @@ def maintain(
 
     Args:
         folder: what belongs to the store on this machine.
+        roll_up: whether to make rollups too, which may take minutes.
 
     Raises:
         StoreError: the store refused.
@@ -44,6 +47,8 @@ def maintain(
             return Maintenance(held="another process is at it")
         trusted = trusts(folder, clock)
         done = store.maintain(clock.time_ns(), retention if trusted else None, strays=trusted)
+        if roll_up:
+            store.roll_up(clock.time_ns())
         return done if trusted else replace(done, held=UNTRUSTED)
 
 

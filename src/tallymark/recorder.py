@@ -467,8 +467,8 @@ class Metrics:
                 if self._worker_pid != pid:
                     self._wakeups, self._worker_done, self._worker_pid = wakeups, done, pid
                     _thread.start_new_thread(self._work, (self._journal, wakeups, done))
-            except RuntimeError:  # the interpreter is shutting down, or there may be no more threads
-                self._worker_done.release()
+            except RuntimeError:  # the interpreter is shutting down, or there may be no more threads now
+                self._worker_pid = 0
         self._wakeups.put("look")
 
     def _work(self, journal: Journal, wakeups: "_queue.SimpleQueue[str]", done: _thread.LockType) -> None:

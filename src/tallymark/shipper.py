@@ -253,7 +253,7 @@ def main() -> int:
             shipped = ship_once(url)  # as many may have come meanwhile; another child would have to start first
         with open_store(url) as store:
             # Joins small files where that pays. How long records are kept is for a server to decide.
-            maintain(store, local_folder(url), retention=None)
+            maintain(store, local_folder(url), retention=None, roll_up=False)
     except (TallymarkError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

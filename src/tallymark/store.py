@@ -169,6 +169,17 @@ class Store(ABC):
         expired = [] if retention is None else retention.expired(now)
         return Maintenance(deleted=sum(map(self.delete, expired)))
 
+    def roll_up(self, now: int) -> int:
+        """Make the rollups that are missing, from which questions about long ranges are answered; how many were made.
+
+        It may take minutes, so it is no part of :meth:`maintain`, which applications have done by children that are
+        needed again soon.
+
+        Args:
+            now: the time, ns.
+        """
+        return 0
+
     def purge(self, now: int, *, strays: bool = False) -> list[str]:
         """Give the room of what was deleted back at once, so that no byte of it stays. Arguments as :meth:`maintain`.
 

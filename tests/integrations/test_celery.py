@@ -115,8 +115,9 @@ def test_retries_are_no_outcomes_until_the_last(shop: Shop) -> None:
 def test_a_countdown_is_no_wait(shop: Shop) -> None:
     record = shop.one("add", 1, 1, countdown=0.5)
     assert record.metadata["queue_wait_from"] == "eta"
-    assert record.metadata["end_to_end_ms"] >= 500
-    assert record.metadata["queue_wait_ms"] <= record.metadata["end_to_end_ms"] - 490
+    # Celery says when a task is due to the millisecond, or less exactly, and may be a little early.
+    assert record.metadata["end_to_end_ms"] >= 400
+    assert record.metadata["queue_wait_ms"] <= record.metadata["end_to_end_ms"] - 400
 
 
 def test_ignored_and_rejected(shop: Shop) -> None:

@@ -24,7 +24,7 @@ def postgres() -> Iterator[Databases]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: the next module may open another folder
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of ClickHouse's engine; one folder may be open in a process at a time."""
     client = clickhouse_connect.get_client(interface="chdb", path=str(tmp_path_factory.mktemp("clickhouse")))

@@ -100,9 +100,9 @@ class RolledDaysContract:
         first, second = sorted(shares)
         deletion = Query.build(agg=(), **gone)
         steps: list[tuple[Callable[[], object], list[Row]]] = [
-            (lambda: store.maintain(MIDNIGHT + today * DAY, None), rows[:first]),
+            (lambda: store.roll_up(MIDNIGHT + today * DAY), rows[:first]),
             (lambda: store.write(batch(rows[first:second])), rows[:second]),
-            (lambda: store.maintain(LATER, None), rows[:second]),
+            (lambda: store.roll_up(LATER), rows[:second]),
             (lambda: store.write(batch(rows[second:])), rows),
         ]
         with new_store() as store:
@@ -115,7 +115,7 @@ class RolledDaysContract:
             assert store.delete(deletion) == len(deleted)
             for upkeep in (False, True):
                 if upkeep:
-                    store.maintain(LATER, None)
+                    store.roll_up(LATER)
                 for query in asked:
                     assert_answers(store, [one for one in rows if one["seq"] not in deleted], query)
 
@@ -138,7 +138,7 @@ class RolledDaysContract:
         """Three days are over, one is not."""
         rows = spread(400, last=MIDNIGHT + 4 * DAY)
         store.write(batch(rows))
-        store.maintain(MIDNIGHT + 3 * DAY, None)
+        store.roll_up(MIDNIGHT + 3 * DAY)
         error = None if source == "raw" else RELATIVE_ERROR
         query = Query.build(**question, agg=["count", "p50", "last"])
         assert assert_answers(store, rows, query) == Origin(source, scanned, error)
@@ -146,7 +146,7 @@ class RolledDaysContract:
     def test_few_records_are_read_themselves(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = spread(300)
         store.write(batch(rows))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         monkeypatch.setattr(plan_module, "MANY_RECORDS", 301)
         assert assert_answers(store, rows, TOTAL) == Origin("raw", 300)
 
@@ -157,14 +157,14 @@ class RolledDaysContract:
         rows = spread(300, last=MIDNIGHT + 2 * DAY)
         rows += late(rows, when=MIDNIGHT - DAY, count=99)
         store.write(batch(rows))
-        store.maintain(MIDNIGHT + DAY - 1, None)
+        store.roll_up(MIDNIGHT + DAY - 1)
         assert self.made(store) == []
-        store.maintain(MIDNIGHT + DAY, None)
+        store.roll_up(MIDNIGHT + DAY)
         assert self.made(store) == ["20250131"]
-        store.maintain(MIDNIGHT + 2 * DAY, None)
+        store.roll_up(MIDNIGHT + 2 * DAY)
         assert self.made(store) == ["20250131", "20250201"]
         in_the_middle(monkeypatch, lambda: pytest.fail("there is nothing to do"))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert_answers(store, rows, BY_NAME, "1h rollups and raw")
 
     def test_a_day_that_was_just_changed_waits(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +172,9 @@ class RolledDaysContract:
         with monkeypatch.context() as patched:
             patched.setattr("time.time_ns", lambda: LATER)
             store.write(batch(rows))
-        store.maintain(LATER + 9 * MINUTE, None)
+        store.roll_up(LATER + 9 * MINUTE)
         assert self.made(store) == []
-        store.maintain(LATER + 10 * MINUTE, None)
+        store.roll_up(LATER + 10 * MINUTE)
         assert self.made(store) == ["20250131"]
         assert_answers(store, rows, TOTAL, "1d rollups and raw")
 
@@ -182,7 +182,7 @@ class RolledDaysContract:
         own = row(100, service="tallymark", metric_type="tallymark", name="dropped", value=2.0, unit="1")
         rows = [*spread(100), own | {"metadata": '{"reason":"full"}'}]
         store.write(batch(rows))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert_answers(store, rows, Query.build(metric_type="tallymark"), "1d rollups and raw")
         assert_answers(store, rows, TOTAL, "1d rollups and raw")
 
@@ -191,19 +191,19 @@ class RolledDaysContract:
     def test_late_records_are_seen(self, store: Store) -> None:
         rows = spread(300, last=MIDNIGHT + 3 * DAY)
         store.write(batch(rows))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert assert_answers(store, rows, TOTAL, "1d rollups and raw").scanned == 0
         more = late(rows)
         store.write(batch(more))
         assert assert_answers(store, rows + more, TOTAL, "1d rollups and raw").scanned == 120
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert self.made(store) == ["20250131", "20250201", "20250202"]
         assert assert_answers(store, rows + more, TOTAL, "1d rollups and raw").scanned == 0
 
     def test_a_batch_that_was_written_before_changes_nothing(self, store: Store) -> None:
         rows = spread(100)
         store.write(batch(rows))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         store.write(batch(rows))
         store.write(Batch(batch([]).table, {JOURNALS[1]: 5}))
         assert assert_answers(store, rows, TOTAL, "1d rollups and raw").scanned == 0
@@ -212,7 +212,7 @@ class RolledDaysContract:
         rows = spread(400, last=MIDNIGHT + 4 * DAY)
         rows[150] |= {"session_id": "s-1", "value": 123456.0}
         store.write(batch(rows))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert self.made(store) == ["20250131", "20250201", "20250202", "20250203"]
         assert store.delete(Query.build(agg=(), session_id="s-1")) == 1
         assert self.made(store) == ["20250131", "20250202", "20250203"]
@@ -223,14 +223,14 @@ class RolledDaysContract:
         assert_answers(store, left, TOTAL, "1d rollups and raw")
         assert store.purge(LATER) == []
         assert self.made(store) == ["20250131", "20250202"]
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert self.made(store) == ["20250131", "20250201", "20250202"]
         assert_answers(store, left, TOTAL, "1d rollups and raw")
 
     def test_retention_leaves_no_rollups_of_what_is_gone(self, store: Store) -> None:
         rows = spread(300, last=MIDNIGHT + 3 * DAY)
         store.write(batch(rows))
-        store.maintain(MIDNIGHT + 3 * DAY, None)
+        store.roll_up(MIDNIGHT + 3 * DAY)
         assert store.maintain(MIDNIGHT + 4 * DAY, Retention(2)).deleted == 200
         assert self.made(store) == ["20250202"]
         assert_answers(store, rows[200:], TOTAL, "1d rollups and raw")
@@ -241,7 +241,7 @@ class RolledDaysContract:
     def test_a_day_that_comes_again_is_another(self, store: Store) -> None:
         rows = spread(100)
         store.write(batch(rows))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         store.delete(Query())
         more = late(rows)
         store.write(batch(more))
@@ -267,10 +267,10 @@ class RolledDaysContract:
             "delete all": lambda: store.delete(Query()),
         }
         in_the_middle(monkeypatch, actions[what])
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert self.made(store) == []
         assert_answers(store, left[what], TOTAL, "raw")
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert_answers(store, left[what], TOTAL, "1d rollups and raw" if left[what] else "raw")
 
     def test_a_store_that_is_closed_meanwhile_says_so(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ class RolledDaysContract:
         closer.start()
         try:
             with pytest.raises(StoreError, match="closed meanwhile"):
-                store.maintain(LATER, None)
+                store.roll_up(LATER)
         finally:
             failed.set()
             closer.join()
@@ -311,7 +311,7 @@ class RolledDaysContract:
         monkeypatch.setattr(
             Rollups, "_make", lambda self, *given: fail() if "2025-01-31" in given[1] else make(self, *given)
         )
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert "no room" in caplog.text
         assert self.made(store) == ["20250201"]
         assert assert_answers(store, rows, TOTAL, "1d rollups and raw").scanned == 100
@@ -326,14 +326,14 @@ class RolledDaysContract:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(RolledDays, "_write", fail)
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert "No space left" in caplog.text
         assert self.made(store) == []
         assert_answers(store, rows, TOTAL, "raw")
 
     def test_an_empty_answer_has_its_columns(self, store: Store) -> None:
         store.write(batch(spread(10)))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         query = Query.build(name="none", group_by="name", window="1h", agg=["count", "p50", "last"])
         found = store.aggregate(query)
         assert origin_of(found).source == "1h rollups and raw"
@@ -344,6 +344,6 @@ class RolledDaysContract:
     def test_few_minutes_of_a_day_with_rollups_are_read_themselves(self, store: Store) -> None:
         rows = spread(3000)
         store.write(batch(rows))
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         start = MIDNIGHT + 5 * HOUR + 3 * MINUTE
         assert_answers(store, rows, Query.build(since=start, until=start + 5 * MINUTE, agg=["count", "p50"]), "raw")

@@ -393,6 +393,35 @@ def test_who_may_only_read_reads(store: Postgres, ask: Ask, database: str) -> No
             reader.delete(Query())
 
 
+def test_members_of_one_role_write_to_the_partitions_of_each_other(store: Postgres, ask: Ask, database: str) -> None:
+    one, other, role = (f"{name}_{uuid.uuid4().hex}" for name in ("one", "other", "role"))
+    ask(f"CREATE ROLE {role}; GRANT {role} TO tallymark")
+    ask(f"CREATE ROLE {one} LOGIN PASSWORD 'hunter2' IN ROLE {role}")
+    ask(f"CREATE ROLE {other} LOGIN PASSWORD 'hunter2' IN ROLE {role}")
+    store.write(batch([row(0)]))
+    ask(f"ALTER SCHEMA tallymark OWNER TO {role}")
+    for (table,) in ask("SELECT tablename FROM pg_tables WHERE schemaname = 'tallymark'"):
+        ask(f"ALTER TABLE tallymark.{table} OWNER TO {role}")
+    with (
+        Postgres(database.replace("tallymark@", f"{one}:hunter2@")) as first,
+        Postgres(database.replace("tallymark@", f"{other}:hunter2@")) as second,
+    ):
+        first.write(batch([row(1, timestamp=NOON + DAY)]))
+        second.write(batch([row(2, timestamp=NOON + DAY)]))
+        second.write(batch([row(3, timestamp=NOON + 2 * DAY)]))
+        assert first.delete(Query(start=NOON + 2 * DAY - NOON % DAY)) == 1
+        assert first.info().stored == 3
+
+
+def test_a_partition_that_somebody_detached_takes_no_rows(store: Postgres, ask: Ask) -> None:
+    store.write(batch([row(0)]))
+    ((name,),) = ask("SELECT name FROM tallymark.parts WHERE rows > 0")
+    ask(f"ALTER TABLE tallymark.records DETACH PARTITION tallymark.{name}")
+    with pytest.raises(StoreError, match="somebody has detached one"):
+        store.write(batch([row(1)]))
+    assert ask(f"SELECT count(*) FROM tallymark.{name}") == [(1,)]
+
+
 def test_who_may_not_make_schemas_uses_one_that_is_there(new_database: Databases) -> None:
     url = new_database.empty()
     role = f"writer_{uuid.uuid4().hex}"

@@ -108,7 +108,7 @@ def test_what_one_machine_makes_others_copy(on_machine: OpenOn, database: str, t
     maker, reader = on_machine("maker"), on_machine("reader")
     rows = spread(300, last=MIDNIGHT + 3 * DAY)
     maker.write(batch(rows))
-    maker.maintain(LATER, None)
+    maker.roll_up(LATER)
     assert listed(database) == ["20250131", "20250201", "20250202"]
     assert not (tmp_path / "reader").exists()
     part = Query.build(since=MIDNIGHT + DAY, agg=["count", "p50"])
@@ -117,11 +117,11 @@ def test_what_one_machine_makes_others_copy(on_machine: OpenOn, database: str, t
     more = late(rows)
     maker.write(batch(more))
     assert assert_answers(reader, rows + more, TOTAL, "1d rollups and raw").scanned == 120
-    maker.maintain(LATER, None)
+    maker.roll_up(LATER)
     assert assert_answers(reader, rows + more, TOTAL, "1d rollups and raw").scanned == 0
     maker.delete(Query(end=MIDNIGHT + DAY))
     maker.write(batch(late(rows + more, when=MIDNIGHT + 2 * DAY)))
-    maker.maintain(LATER, None)
+    maker.roll_up(LATER)
     rows = [*rows[100:], *late(rows + more, when=MIDNIGHT + 2 * DAY)]
     assert assert_answers(reader, rows, TOTAL, "1d rollups and raw").scanned == 0
     assert days_of(copies(database)) == ["20250201", "20250202"]
@@ -131,7 +131,7 @@ def test_what_one_machine_makes_others_copy(on_machine: OpenOn, database: str, t
 def test_a_copy_that_is_damaged_is_copied_anew(store: Postgres, database: str, damage: str) -> None:
     rows = spread(200, last=MIDNIGHT + 2 * DAY)
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert_answers(store, rows, TOTAL, "1d rollups and raw")
     copy = copies(database)[0]
     whole = copy.read_bytes()
@@ -147,7 +147,7 @@ def test_a_copy_that_is_damaged_is_copied_anew(store: Postgres, database: str, d
 def test_rollups_that_are_damaged_in_the_database_cost_time_only(store: Postgres, database: str) -> None:
     rows = spread(200, last=MIDNIGHT + 2 * DAY)
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     asked(database, r"UPDATE tallymark.rollups SET data = '\x00'::bytea")
     assert assert_answers(store, rows, TOTAL, "raw").scanned == 200
 
@@ -158,7 +158,7 @@ def test_who_can_keep_no_copies_reads_the_records(
     maker, reader = on_machine("maker"), on_machine("reader")
     rows = spread(100)
     maker.write(batch(rows))
-    maker.maintain(LATER, None)
+    maker.roll_up(LATER)
     (tmp_path / "reader").write_text("no folder")
     for _ in range(3):
         assert_answers(reader, rows, TOTAL, "raw")
@@ -170,7 +170,7 @@ def test_a_role_that_may_only_read_has_the_help_of_rollups(
 ) -> None:
     rows = spread(100)
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     role = f"r{uuid.uuid4().hex}"
     asked(database, f"CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA tallymark TO {role}")
     asked(database, f"GRANT SELECT ON ALL TABLES IN SCHEMA tallymark TO {role}")
@@ -189,7 +189,7 @@ def test_several_machines_that_look_after_it_at_once(on_machine: OpenOn, databas
     def work(store: Postgres) -> None:
         barrier.wait()
         try:
-            store.maintain(LATER, None)
+            store.roll_up(LATER)
             assert_answers(store, rows, TOTAL)
         except BaseException as error:
             failures.append(error)
@@ -200,7 +200,7 @@ def test_several_machines_that_look_after_it_at_once(on_machine: OpenOn, databas
     for thread in threads:
         thread.join()
     assert failures == []
-    stores[0].maintain(LATER, None)
+    stores[0].roll_up(LATER)
     assert listed(database) == ["20250131", "20250201", "20250202"]
     assert assert_answers(stores[1], rows, TOTAL, "1d rollups and raw").scanned == 0
 
@@ -210,9 +210,9 @@ def test_what_another_is_reading_for_rollups_is_left_to_him(store: Postgres, dat
     store.write(batch(rows))
     with psycopg.connect(database) as other:
         other.execute("SELECT pg_advisory_xact_lock(%s)", [(0x74616C6C79 << 24) + MIDNIGHT // DAY])
-        store.maintain(LATER, None)
+        store.roll_up(LATER)
         assert listed(database) == ["20250201"]
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert listed(database) == ["20250131", "20250201"]
 
 
@@ -221,14 +221,14 @@ def test_rollups_in_a_newer_format_are_left_alone(
 ) -> None:
     rows = spread(100)
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     asked(database, "UPDATE tallymark.rollups SET format = 99")
     assert_answers(store, rows, TOTAL, "raw")
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert asked(database, "SELECT format FROM tallymark.rollups") == [(99,)]
     asked(database, "UPDATE tallymark.rollups SET format = 0")
     assert_answers(store, rows, TOTAL, "raw")
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert_answers(store, rows, TOTAL, "1d rollups and raw")
 
 
@@ -249,13 +249,13 @@ def test_where_much_is_left_to_fetch_the_database_aggregates(
     monkeypatch.setattr(postgres_rollups, "MOST_READ", 0.4)
     rows = spread(4000, last=MIDNIGHT + 4 * DAY)
     store.write(batch(rows))
-    store.maintain(MIDNIGHT + 3 * DAY, None)
+    store.roll_up(MIDNIGHT + 3 * DAY)
     assert_answers(store, rows, Query.build(**question, agg=["count", "p50"]), source)
 
 
 def test_a_day_that_is_dropped_takes_its_rollups_along(store: Postgres, database: str) -> None:
     store.write(batch(spread(200, last=MIDNIGHT + 2 * DAY)))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     asked(database, "DELETE FROM tallymark.parts WHERE name = 'records_20250131'")
     assert listed(database) == ["20250201"]
 
@@ -263,7 +263,7 @@ def test_a_day_that_is_dropped_takes_its_rollups_along(store: Postgres, database
 def test_a_purge_leaves_no_byte_of_rollups_that_are_gone(store: Postgres, database: str) -> None:
     rows = [*spread(50, last=MIDNIGHT + 2 * DAY), row(60, session_id="s-1", name="subject-4f0c", timestamp=MIDNIGHT)]
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert_answers(store, rows, TOTAL, "1d rollups and raw")
     assert len(copies(database)) == 2
     store.delete(Query.build(agg=(), session_id="s-1"))
@@ -295,6 +295,6 @@ def test_connections_that_are_lost_while_rollups_are_made(
         return make(self, file)
 
     monkeypatch.setattr(Rollups, "make", lose_the_connection)
-    store.maintain(LATER, None)  # its connections are made anew
+    store.roll_up(LATER)  # its connections are made anew
     assert listed(database) == ["20250131"]
     assert_answers(store, rows, TOTAL, "1d rollups and raw")

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from tallymark import keeping
 from tallymark.errors import StoreError
+from tallymark.maintenance import maintain
 from tallymark.percentile import RELATIVE_ERROR
 from tallymark.query import Query
 from tallymark.reader import Reader
@@ -69,7 +70,7 @@ def test_every_answer_is_that_of_the_oracle(
             lake.write(batch(part))
         if compacted:
             lake._delta.compact(sorted(lake._delta.file_sizes()), 1 << 20)
-        lake.roll_up()
+        lake.roll_up(NOON)
         # A batch leaves out what lies before the position that the one before it stored.
         stored = rows[:second] + unseen(rows[:second], rows[second:third])
         lake.write(batch(rows[second:third]))
@@ -94,21 +95,23 @@ def test_a_lake_makes_rollups_when_it_is_looked_after(lake: Lake, tmp_path: Path
     question = Query.build(group_by="name", window="1h", agg=["count", "last", "p50"])
     assert_answers(lake, rows, question, "raw")
     assert files_of(tmp_path / "metrics") == []
-    lake.maintain(NOON, None)
+    maintain(lake, tmp_path / "metrics", retention=None, roll_up=False)
+    assert_answers(lake, rows, question, "raw")
+    maintain(lake, tmp_path / "metrics", retention=None)
     assert_answers(lake, rows, question, "1h rollups and raw")
-    assert lake.roll_up() == 0
+    assert lake.roll_up(NOON) == 0
 
 
 def test_late_records_are_seen(lake: Lake) -> None:
     rows = spread(500)
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     total = Query.build(agg=["count", "sum", "p95"])
     assert_answers(lake, rows, total, "1d rollups and raw")
     rows += [row(1_000 + seq, timestamp=MIDNIGHT + 60 * seq * MINUTE, value=500.0 * seq) for seq in range(20)]
     lake.write(batch(rows[500:]))
     assert_answers(lake, rows, total, "1d rollups and raw")
-    assert lake.roll_up() == 1
+    assert lake.roll_up(NOON) == 1
     assert_answers(lake, rows, total, "1d rollups and raw")
 
 
@@ -116,12 +119,12 @@ def test_compacted_files_get_rollups_anew(lake: Lake, tmp_path: Path) -> None:
     rows = spread(100) + spread(100, journal=JOURNALS[1])
     for part in (rows[:100], rows[100:]):
         lake.write(batch(part))
-    assert lake.roll_up() == 2
+    assert lake.roll_up(NOON) == 2
     before = files_of(tmp_path / "metrics")
     assert lake.compact(NOON + DAY) == 2
     question = Query.build(agg=["count", "p50"])
     assert_answers(lake, rows, question, "raw")
-    assert lake.roll_up() == 1
+    assert lake.roll_up(NOON) == 1
     assert_answers(lake, rows, question, "1d rollups and raw")
     assert len(files_of(tmp_path / "metrics")) == 1
     assert not set(before) & set(files_of(tmp_path / "metrics"))
@@ -130,7 +133,7 @@ def test_compacted_files_get_rollups_anew(lake: Lake, tmp_path: Path) -> None:
 def test_what_is_deleted_is_in_no_rollup(lake: Lake) -> None:
     rows = spread(300, last=MIDNIGHT + 3 * DAY)
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     assert lake.delete(Query.build(agg=(), where={"session_id": None}, name="a", until=MIDNIGHT + DAY)) > 0
     assert lake.delete(Query(start=MIDNIGHT + 2 * DAY)) == 100
     left = [one for one in rows if one["timestamp"] < MIDNIGHT + 2 * DAY]
@@ -142,7 +145,7 @@ def test_what_is_deleted_is_in_no_rollup(lake: Lake) -> None:
 def test_rollups_do_not_outlive_their_file_when_records_are_erased(lake: Lake, tmp_path: Path, how: str) -> None:
     folder = tmp_path / "metrics"
     lake.write(batch([*spread(50), row(60, session_id="s-1", value=123.456, timestamp=MIDNIGHT)]))
-    lake.roll_up()
+    lake.roll_up(NOON)
     (sidecar,) = files_of(folder)
     assert 123.456 in parquet.read_table(sidecar)["largest"].to_pylist()
     (folder / "journals").mkdir()
@@ -156,7 +159,7 @@ def test_rollups_do_not_outlive_their_file_when_records_are_erased(lake: Lake, t
 
 def test_no_column_says_whom_records_are_about(lake: Lake, tmp_path: Path) -> None:
     lake.write(batch([row(0, session_id="s-1", trace_id="t-1", error="e-1", metadata={"k": "m-1"}, description="d-1")]))
-    lake.roll_up()
+    lake.roll_up(NOON)
     (sidecar,) = files_of(tmp_path / "metrics")
     text = str(parquet.read_table(sidecar).to_pylist())
     assert "checkout" in text
@@ -169,7 +172,7 @@ def test_a_damaged_rollup_costs_time_only(
 ) -> None:
     rows = spread(200)
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     (sidecar,) = files_of(tmp_path / "metrics")
     whole = sidecar.read_bytes()
     contents = {"empty": b"", "cut": whole[:-20], "garbage": bytes(200) + whole[200:-50] + bytes(50)}
@@ -180,7 +183,7 @@ def test_a_damaged_rollup_costs_time_only(
     question = Query.build(agg=["count", "p50"])
     assert_answers(lake, rows, question, "raw")
     assert ("without rollups" in caplog.text) == (damage != "gone")
-    assert lake.roll_up() == 1
+    assert lake.roll_up(NOON) == 1
     assert_answers(lake, rows, question, "1d rollups and raw")
 
 
@@ -189,7 +192,7 @@ def test_what_a_dead_maker_left_is_removed(lake: Lake, tmp_path: Path) -> None:
     (tmp_path / "metrics" / "rollups").mkdir()
     for stray in ("old.1.parquet.new", "part-of-nothing.1.parquet", "of-another-version.0.parquet"):
         (tmp_path / "metrics" / "rollups" / stray).write_bytes(b"half")
-    assert lake.roll_up() == 1
+    assert lake.roll_up(NOON) == 1
     assert len(files_of(tmp_path / "metrics")) == 1
 
 
@@ -200,7 +203,7 @@ def test_a_file_that_cannot_be_read_gets_no_rollup_and_the_others_do(
     (damaged,) = (tmp_path / "metrics" / "table").rglob("*.parquet")
     lake.write(batch(spread(10, journal=JOURNALS[1])))
     damaged.write_bytes(b"no Parquet")
-    assert lake.roll_up() == 1
+    assert lake.roll_up(NOON) == 1
     assert "no rollups of" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
@@ -211,7 +214,7 @@ def test_a_lake_that_is_closed_meanwhile_says_so(lake: Lake, monkeypatch: pytest
     closer = threading.Timer(0.3, lake.close)
     closer.start()
     with pytest.raises(StoreError, match="rollups"):
-        lake.roll_up()
+        lake.roll_up(NOON)
     closer.join()
 
 
@@ -268,14 +271,14 @@ def test_levels_divide_each_other_and_a_day() -> None:
 def test_which_level_answers(lake: Lake, question: dict[str, Any], source: str) -> None:
     rows = spread(300)
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     assert_answers(lake, rows, Query.build(**question, agg=["count", "p50", "last"]), source)
 
 
 def test_an_answer_says_how_far_it_may_be_off_and_what_was_scanned(lake: Lake) -> None:
     rows = spread(300)
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     day: dict[str, Any] = {"since": MIDNIGHT, "until": MIDNIGHT + DAY}
     with Reader(lake) as reader:
         found = reader.query(**day, agg=["count", "p50"])
@@ -290,18 +293,18 @@ def test_an_answer_says_how_far_it_may_be_off_and_what_was_scanned(lake: Lake) -
 def test_few_records_are_read_themselves(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = spread(300)
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     monkeypatch.setattr(plan_module, "MANY_RECORDS", 150)
     assert_answers(lake, rows, Query.build(since=MIDNIGHT, agg="p50"), "1d rollups and raw")
     assert_answers(lake, rows, Query.build(since=NOON + HOUR, agg="p50"), "raw")
     monkeypatch.setattr(rollups_module, "MIN_RECORDS", 301)
-    assert lake.roll_up() == 0
+    assert lake.roll_up(NOON) == 0
 
 
 def test_what_is_kept_in_memory_is_bounded(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = spread(300)
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     monkeypatch.setattr(rolled_module, "KEPT_BYTES", 5_000)
     for hours in range(1, 24):
         since = MIDNIGHT + hours * HOUR
@@ -313,7 +316,7 @@ def test_what_is_kept_in_memory_is_bounded(lake: Lake, monkeypatch: pytest.Monke
 def test_order_and_limit_apply_to_percentiles(lake: Lake) -> None:
     rows = [row(seq, name=f"n{seq % 7}", value=float(seq % 7 + 1) * 10) for seq in range(70)]
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     query = Query.build(group_by="name", agg=["p95", "max"], order_by="-p95", limit=3)
     assert lake.aggregate(query)["name"].to_pylist() == ["n6", "n5", "n4"]
 
@@ -321,7 +324,7 @@ def test_order_and_limit_apply_to_percentiles(lake: Lake) -> None:
 def test_sums_beyond_float64_are_null(lake: Lake) -> None:
     rows = [row(0, value=1.7e308), row(1, value=1.7e308)]
     lake.write(batch(rows))
-    lake.roll_up()
+    lake.roll_up(NOON)
     (found,) = lake.aggregate(Query.build(agg=["sum", "avg", "max", "p50"])).to_pylist()
     assert found == {"sum": None, "avg": None, "max": 1.7e308, "p50": found["p50"], "samples": 2}
     assert math.isclose(found["p50"], 1.7e308, rel_tol=RELATIVE_ERROR)
@@ -329,7 +332,7 @@ def test_sums_beyond_float64_are_null(lake: Lake) -> None:
 
 def test_an_empty_answer_has_its_columns(lake: Lake) -> None:
     lake.write(batch(spread(10)))
-    lake.roll_up()
+    lake.roll_up(NOON)
     found = lake.aggregate(Query.build(name="none", group_by="name", window="1h", agg=["count", "p50", "last"]))
     types = ["int64", "string", "int64", "double", "double", "int64"]
     assert list(map(str, found.schema.types)) == types

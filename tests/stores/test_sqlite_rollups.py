@@ -57,7 +57,7 @@ def test_a_damaged_rollup_costs_time_only(
 ) -> None:
     rows = spread(200, last=MIDNIGHT + 2 * DAY)
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     sidecar = sidecars(path)[0]
     whole = sidecar.read_bytes()
     contents = {"empty": b"", "cut": whole[:-20], "garbage": bytes(200) + whole[200:-50] + bytes(50)}
@@ -66,7 +66,7 @@ def test_a_damaged_rollup_costs_time_only(
         sidecar.write_bytes(contents[damage])
     assert_answers(store, rows, TOTAL, "1d rollups and raw" if damage == "gone" else "raw")
     assert ("without rollups" in caplog.text) == (damage != "gone")
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert assert_answers(store, rows, TOTAL, "1d rollups and raw").scanned == 0
     assert sidecar in sidecars(path)
 
@@ -81,7 +81,7 @@ def test_what_a_dead_maker_left_is_removed(store: Sqlite, path: Path) -> None:
         (folder / "rollups" / stray).write_bytes(b"half")
     store.purge(LATER)
     assert sorted(one.name for one in folder.rglob("*")) == ["rollups", "writing.lock"]
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert len(sidecars(path)) == 1
 
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_brought_back_from_a_copy_has_no_rollups_of_another_time(
     copy = shutil.copy(path, path.with_name("copy.db"))
     more = late(rows)
     store.write(batch(more))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert_answers(store, rows + more, TOTAL, "1d rollups and raw")
     store.close()
     Path(copy).replace(path)
@@ -116,7 +116,7 @@ with Sqlite(Path(sys.argv[1])) as store:
 def test_what_another_process_writes_is_seen(store: Sqlite, path: Path) -> None:
     rows = spread(200, last=MIDNIGHT + 2 * DAY)
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert_answers(store, rows, BY_NAME, "1h rollups and raw")
     output(python("-c", WRITER, str(path)), 120)
     rows += [row(seq, journal=JOURNALS[1], timestamp=MIDNIGHT + DAY // 2 + seq * 60_000_000_000) for seq in range(10)]
@@ -156,7 +156,7 @@ def test_two_who_look_after_it_and_one_who_reads(store: Sqlite, path: Path) -> N
 def test_rollups_do_not_outlive_records_that_are_erased(store: Sqlite, path: Path, how: str) -> None:
     rows = [*spread(50), row(60, session_id="s-1", value=123.456, timestamp=MIDNIGHT)]
     store.write(batch(rows))
-    store.maintain(LATER, None)
+    store.roll_up(LATER)
     assert len(sidecars(path)) == 1
     folder = path.with_name(path.name + ".tallymark")
     (folder / "journals").mkdir()

@@ -115,6 +115,7 @@ def compact(store: StoreArgument = DEFAULT_STORE, as_json: JsonOption = False) -
     with opened, alone(folder, lambda: _say("waiting for the upkeep that is at work …")):
         _say("joining files …")
         done = opened.maintain(time.time_ns(), None, strays=trusts(folder))
+        opened.roll_up(time.time_ns())
         after = opened.info()
     if as_json:
         print_json({"compacted": done.compacted, "vacuumed": done.vacuumed, "bytes": after.bytes})

@@ -199,14 +199,12 @@ class Lake(Store):
             return self._delta.vacuum(hours, strays=strays)
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
-        """Compact, delete whole days that are too old, vacuum, make rollups."""
+        """Compact, delete whole days that are too old, vacuum."""
         compacted = self.compact(now)
         deleted = super().maintain(now, retention).deleted
-        vacuumed = self.vacuum(strays=strays)
-        self.roll_up()
-        return Maintenance(compacted, deleted, vacuumed)
+        return Maintenance(compacted, deleted, self.vacuum(strays=strays))
 
-    def roll_up(self) -> int:
+    def roll_up(self, now: int) -> int:
         """Make the rollups that are missing, and remove those of files that are gone; how many were made."""
         with _driver_errors("make rollups of", self._url):
             snapshot = self._delta.snapshot()

@@ -27,6 +27,11 @@ import of decades, must not make more tables than a query can lock.
 LOCK: Final = 0x74616C6C79_01
 """The advisory lock of whoever changes the schema or the partitions."""
 
+_ATTACHED: Final = (
+    "SELECT count(*) FROM pg_inherits WHERE inhparent = 'tallymark.records'::regclass "
+    "AND inhrelid IN (SELECT to_regclass(name) FROM unnest(%s::text[]) AS name)"
+)
+
 
 class Part(NamedTuple):
     """A partition: where its range of timestamps begins (ns), and where it is over."""
@@ -61,21 +66,32 @@ def make(cursor: Cursor, days: Sequence[int], today: int) -> None:
         today: the beginning of this day.
     """
     cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+    cursor.execute("SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'tallymark.records'::regclass")
+    ((owner,),) = cursor.fetchall()
     for part in missing(find(cursor), days, today):
         names = {
             "table": sql.Identifier("tallymark", part.name),
+            "owner": sql.Identifier(owner),
             "first": sql.Literal(part.first),
             "until": sql.Literal(part.until),
         }
         # To attach a table stops nobody; to create it as a partition would wait for every query, and stop all others.
         for statement in (
             "CREATE TABLE {table} (LIKE tallymark.records INCLUDING ALL EXCLUDING INDEXES)",
+            # Whoever may write to the one may write to the other.
+            "ALTER TABLE {table} OWNER TO {owner}",
             "ALTER TABLE tallymark.records ATTACH PARTITION {table} FOR VALUES FROM ({first}) TO ({until})",
         ):
             cursor.execute(sql.SQL(statement).format(**names))
         cursor.execute(
             "INSERT INTO tallymark.parts (name, first, until) VALUES (%s, %s, %s)", [part.name, part.first, part.until]
         )
+
+
+def all_attached(cursor: Cursor, parts: Sequence[Part]) -> bool:
+    """Whether all of these are partitions still: somebody may have detached one."""
+    cursor.execute(_ATTACHED, [[f"tallymark.{part.name}" for part in parts]])
+    return cursor.fetchall() == [(len(parts),)]
 
 
 def missing(parts: Sequence[Part], days: Sequence[int], today: int, most: int | None = None) -> list[Part]:

@@ -3,6 +3,7 @@
 They are in the table ``tallymark.rollups``, and go in the transaction that deletes from their partition.
 """
 
+import contextlib
 import os
 from collections.abc import Generator, Iterable, Mapping, Set
 from typing import Any, Final
@@ -25,6 +26,9 @@ MOST_READ: Final = 0.3
 """Where more than this share of the records has to be fetched, all of them are aggregated in the database: to fetch
 takes about three times the CPU.
 """
+
+MOST_FETCHED: Final = 10_000_000
+"""The same where more records than this would have to be fetched: each takes 50 to 100 bytes of memory."""
 
 _DAYS: Final = f"""
 SELECT parts.first, until, rows, parts.version, changed, format
@@ -61,7 +65,7 @@ def aggregate(cursor: Cursor, query: Query, found: Mapping[Day, int], rolled: Ro
     """
     paths = {day: str(rolled.path(day)) for day, form in found.items() if form == FORMAT}
     chosen = choose(query, found, {day.name: path for day, path in paths.items()})
-    if chosen is None or share_read(query, found, chosen) > MOST_READ:
+    if chosen is None or chosen.scanned > MOST_FETCHED or share_read(query, found, chosen) > MOST_READ:
         return None
     needed = [day for day, path in paths.items() if path in chosen.sidecars]
     for _ in range(2):
@@ -78,14 +82,15 @@ def _bring(cursor: Cursor, needed: Iterable[Day], rolled: RolledDays) -> None:
     missing = [day for day in needed if not rolled.path(day).exists()]
     for day in missing:
         path = rolled.path(day)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the database asks for a password
         draft = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
         try:
             with draft.open("xb") as file:
                 cursor.execute(_COPY, [day.first, day.version, FORMAT], binary=True)
                 ((data,),) = cursor.fetchall()
                 file.write(data)
-            draft.replace(path)
+            with contextlib.suppress(FileNotFoundError):  # somebody tidied up just now; it is brought again
+                draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
     if missing:

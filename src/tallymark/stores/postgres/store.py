@@ -115,7 +115,9 @@ class Postgres(Store):
                         write(cursor, batch)
                 except NoPartition:
                     if attempt == ATTEMPTS - 1:
-                        raise StoreError(f"cannot write to {self._url}: its partitions are dropped again") from None
+                        raise StoreError(
+                            f"cannot write to {self._url}: partitions are dropped again, or somebody has detached one"
+                        ) from None
                     self._make_parts(days_of(batch.table))
                 else:
                     return
@@ -185,9 +187,7 @@ class Postgres(Store):
         self._engine.close()
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
-        """Make the partitions of the next days, delete what is too old, drop old partitions that are empty, make
-        rollups.
-        """
+        """Make the partitions of the next days, delete what is too old, drop old partitions that are empty."""
         today = now // DAY_NS * DAY_NS
         with _driver_errors("maintain", self._url), contextlib.suppress(*_NO_STORE):
             with self._link.transaction("READ ONLY") as cursor:
@@ -198,23 +198,26 @@ class Postgres(Store):
                 self._make_parts(ahead, today)
             for part in empty:
                 self._drop(part)
-        done = super().maintain(now, retention, strays=strays)
-        with _driver_errors("make rollups of", self._url):
-            self._roll_up(now)
-        return done
+        return super().maintain(now, retention, strays=strays)
 
-    def _roll_up(self, now: int) -> None:
-        """Make the rollups that are missing, and remove copies on this machine of what is not any more."""
+    def roll_up(self, now: int) -> int:
+        """Make the rollups that are missing, and remove copies on this machine of what is not any more; how many were
+        made.
+        """
+        made = 0
         days: dict[Day, int] = {}
-        with self._reading() as cursor:
-            days = rollups.days(cursor)
-        self._rolled.tidy(days)
-        for day, found in days.items():
-            if day.is_due(now) and found < FORMAT:
-                with contextlib.suppress(NotNow), self._rolled.made(day, self._records_of(day)) as sidecar:
-                    if sidecar is not None:
-                        with self._link.transaction() as cursor:
-                            rollups.keep(cursor, day, sidecar.read_bytes())
+        with _driver_errors("make rollups of", self._url):
+            with self._reading() as cursor:
+                days = rollups.days(cursor)
+            self._rolled.tidy(days)
+            for day, found in days.items():
+                if day.is_due(now) and found < FORMAT:
+                    with contextlib.suppress(NotNow), self._rolled.made(day, self._records_of(day)) as sidecar:
+                        if sidecar is not None:
+                            with self._link.transaction() as cursor:
+                                rollups.keep(cursor, day, sidecar.read_bytes())
+                            made += 1
+        return made
 
     def _records_of(self, day: Day) -> Generator[pa.Table]:
         with self._reading(LONG_SECONDS) as cursor:
@@ -225,6 +228,7 @@ class Postgres(Store):
         problems = []
         with _driver_errors("purge", self._url), contextlib.suppress(*_NO_STORE):
             with self._link.transaction("READ ONLY") as cursor:
+                self._rolled.tidy(rollups.days(cursor))
                 cursor.execute("SELECT name FROM tallymark.parts WHERE has_gaps ORDER BY name")
                 names = [name for (name,) in cursor.fetchall()]
             for name in names:
@@ -240,8 +244,6 @@ class Postgres(Store):
                     rollups.write_anew(cursor)
             except errors.LockNotAvailable:
                 problems.append(f"{self._url}: the table rollups is in use; try again")
-            with self._reading() as cursor:
-                self._rolled.tidy(rollups.days(cursor))
         return problems
 
     # -- the schema ------------------------------------------------------------------------------------------
@@ -340,7 +342,10 @@ class Postgres(Store):
             cursor.execute("SELECT rows FROM tallymark.parts WHERE first = %s FOR UPDATE", [part.first])
             ((rows,),) = cursor.fetchall()
             cursor.execute(sql.SQL("TRUNCATE ONLY {}").format(table))
-            cursor.execute("UPDATE tallymark.parts SET rows = 0, has_gaps = false WHERE first = %s", [part.first])
+            cursor.execute(
+                "UPDATE tallymark.parts SET rows = 0, has_gaps = false, version = %s, changed = %s WHERE first = %s",
+                [new_version(), time.time_ns(), part.first],
+            )
             rollups.forget(cursor, part.first)
             _count_deleted(cursor, rows)
         return int(rows)

@@ -86,7 +86,7 @@ def _by_part(cursor: Cursor, table: pa.Table) -> list[tuple[Part, pa.Table]]:
     found = parts.find(cursor, int(timestamps[0]), int(timestamps[-1]) + 1)
     bounds = np.searchsorted(timestamps, [bound for part in found for bound in (part.first, part.until)])
     slices = [(part, table[start:end]) for part, start, end in zip(found, bounds[::2], bounds[1::2], strict=True)]
-    if sum(rows.num_rows for _, rows in slices) < table.num_rows:
+    if sum(rows.num_rows for _, rows in slices) < table.num_rows or not parts.all_attached(cursor, found):
         raise NoPartition
     return [(part, rows) for part, rows in slices if rows.num_rows]
 

@@ -195,7 +195,7 @@ class Sqlite(Store):
         return StoreInfo(self._url, books.get("stored", 0), 0, dropped, size, books.get("deleted", 0))
 
     def maintain(self, now: int, retention: Retention | None, *, strays: bool = False) -> Maintenance:
-        """Delete what is too old, give room back that is free, refresh what the planner knows, make rollups."""
+        """Delete what is too old, give room back that is free, and refresh what the planner knows."""
         done = super().maintain(now, retention, strays=strays)
         if self._link.exists():
             with self._errors("look after"), self._link.alone() as connection:
@@ -203,25 +203,29 @@ class Sqlite(Store):
                 connection.executescript(f"PRAGMA incremental_vacuum({FREED_AT_ONCE})")
                 connection.execute("PRAGMA analysis_limit = 1000")
                 connection.execute("PRAGMA optimize")
-            with self._errors("make rollups of"):
-                self._roll_up(now)
         return done
 
-    def _roll_up(self, now: int) -> None:
-        """Make the rollups that are missing, and remove those of what is not any more."""
-        with self._reading() as connection:
-            days = [] if connection is None else _days(connection)
-        self._rolled.tidy(days)
-        for day in days:
-            path = self._rolled.path(day)
-            if not day.is_due(now) or is_whole(str(path)):
-                continue
-            with contextlib.suppress(NotNow), self._rolled.made(day, self._records_of(day)) as sidecar:
-                if sidecar is not None:
-                    path.parent.mkdir(exist_ok=True)
-                    sidecar.replace(path)
-            if not self._is_as(day):
-                path.unlink(missing_ok=True)  # who deleted from it meanwhile may have looked for the file before
+    def roll_up(self, now: int) -> int:
+        """Make the rollups that are missing, and remove those of what is not any more; how many were made."""
+        made = 0
+        if not self._link.exists():
+            return made
+        with self._errors("make rollups of"):
+            with self._reading() as connection:
+                days = [] if connection is None else _days(connection)
+            self._rolled.tidy(days)
+            for day in days:
+                path = self._rolled.path(day)
+                if not day.is_due(now) or is_whole(str(path)):
+                    continue
+                with contextlib.suppress(NotNow), self._rolled.made(day, self._records_of(day)) as sidecar:
+                    if sidecar is not None:
+                        path.parent.mkdir(exist_ok=True)
+                        sidecar.replace(path)
+                        made += 1
+                if not self._is_as(day):
+                    path.unlink(missing_ok=True)  # who deleted from it meanwhile may have looked for the file before
+        return made
 
     def _records_of(self, day: Day) -> Generator[pa.Table]:
         """All that a day has, some at a time, as long as it is as it was."""
