@@ -202,7 +202,8 @@ def test_a_part_of_the_page_is_replaced_and_nothing_else() -> None:
 def test_a_store_is_measured(kind: str) -> None:
     found = stores.measure(kind, 2_000)
     assert (found.store, found.records) == (kind, 2_000)
-    assert min(found.rate, found.write_us, found.bytes, found.few_ms, found.wire) > 0
+    assert min(found.rate, found.bytes, found.few_ms, found.wire) > 0
+    assert found.write_us >= 0  # CPU is counted in steps of 10 ms
     assert list(found.queries) == [*stores.QUERIES, stores.BEFORE_UPKEEP]
     assert None not in found.queries.values()
     assert f"| {kind} | 2,000 | {found.rate:,.0f} |" in "\n".join(stores.lines([found]))
