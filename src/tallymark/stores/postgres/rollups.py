@@ -116,9 +116,8 @@ def records(cursor: Cursor, day: Day) -> Generator[pa.Table]:
     if not free or days(cursor, day.first, day.until).get(day, FORMAT) >= FORMAT:
         raise NotNow
     statement = PostgresStatement()
-    where = f"timestamp >= {statement.bind(day.first)} AND timestamp < {statement.bind(day.until)}"
     columns = _columns(NEEDED)
-    sql = f"SELECT {', '.join(columns.names)} FROM {RECORDS} WHERE {where}"
+    sql = f"SELECT {', '.join(columns.names)} FROM {RECORDS} WHERE {statement.inside(day.first, day.until)}"
     yield from map(_whole, blocks(cursor, statement, sql, columns))
 
 

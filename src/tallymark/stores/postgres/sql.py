@@ -71,6 +71,10 @@ class PostgresStatement(Statement):
         self.parameters[name] = value
         return f"(%({name})s)::{_TYPES[type(value)]}"
 
+    def inside(self, first: int, until: int) -> str:
+        """The condition that a record is in a partition; by its time, which any role that reads records may ask for."""
+        return f"timestamp >= {self.bind(first)} AND timestamp < {self.bind(until)}"
+
     def condition(self, condition: Filter) -> str:
         found = super().condition(condition)
         if condition.field not in _HASHED or condition.op not in ("=", "in") or None in condition.values:

@@ -313,7 +313,7 @@ class Postgres(Store):
                 return deleted
         statement = PostgresStatement()
         with self._link.transaction(seconds=LONG_SECONDS) as cursor:
-            where = f"{_inside(statement, part)} AND {statement.where(query)}"
+            where = f"{statement.inside(part.first, part.until)} AND {statement.where(query)}"
             cursor.execute(f"DELETE FROM {RECORDS} WHERE {where}", statement.parameters)
             deleted = cursor.rowcount
             if deleted:
@@ -391,15 +391,10 @@ class Postgres(Store):
             yield cursor
 
 
-def _inside(statement: PostgresStatement, part: Part) -> str:
-    """The condition that a record is in a partition; by its time, which any role may ask for that may read records."""
-    return f"timestamp >= {statement.bind(part.first)} AND timestamp < {statement.bind(part.until)}"
-
-
 def _has_others(cursor: Cursor, part: Part, query: Query) -> bool:
     """Whether a partition has records that do not match."""
     statement = PostgresStatement()
-    where = f"{_inside(statement, part)} AND NOT ({statement.where(query)})"
+    where = f"{statement.inside(part.first, part.until)} AND NOT ({statement.where(query)})"
     cursor.execute(f"SELECT EXISTS (SELECT FROM {RECORDS} WHERE {where})", statement.parameters)
     ((found,),) = cursor.fetchall()
     return bool(found)
