@@ -13,7 +13,7 @@ import pyarrow as pa
 from tallymark.batch import SCHEMA
 from tallymark.errors import StoreError
 from tallymark.query import Query
-from tallymark.stores.lake.objects import SCANNED, Objects, said
+from tallymark.stores.objects import SCANNED, Objects, said
 from tallymark.stores.sql import COLUMNS, NUMBER, Statement, aggregate_sql, check_rows, ids_sql, scan_sql
 
 if TYPE_CHECKING:

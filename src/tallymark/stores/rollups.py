@@ -25,7 +25,7 @@ from tallymark import log
 from tallymark.errors import StoreError
 from tallymark.percentile import bucket_sql
 from tallymark.stores.duck import SETTINGS, DuckStatement
-from tallymark.stores.lake.objects import Objects
+from tallymark.stores.objects import Objects
 from tallymark.stores.retention import DAY_NS
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from tallymark.batch import SCHEMA, Batch
 from tallymark.location import check_bucket, check_folder
 from tallymark.stores.fresh import fresh
-from tallymark.stores.lake.objects import OPTIONS, Objects
+from tallymark.stores.objects import OPTIONS, Objects
 from tallymark.stores.retention import DAY_NS
 
 _DATE: Final = pa.field("date", pa.date32(), nullable=False)

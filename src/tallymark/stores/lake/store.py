@@ -27,7 +27,7 @@ from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.duck import Engine, FileGone
 from tallymark.stores.lake.delta import ATTEMPTS, Deletion, Delta, Snapshot, back_off
-from tallymark.stores.lake.objects import said
+from tallymark.stores.objects import said
 from tallymark.stores.plan import plan
 from tallymark.stores.retention import Retention
 from tallymark.stores.rolled import Rolled, relative_error
