@@ -1,4 +1,4 @@
-"""A lake without journals, and databases of ClickHouse."""
+"""A lake without journals, and databases of PostgreSQL and ClickHouse."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ from lakes import lake_with
 from tallymark.stores.lake.store import Lake
 
 if TYPE_CHECKING:
+    from stores import postgres_stores
     from stores.clickhouse_stores import Databases
 
 
@@ -18,6 +19,20 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
     lake = lake_with(tmp_path / "metrics")
     yield lake
     lake.close()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> "Iterator[postgres_stores.Databases]":
+    from stores.postgres_stores import databases
+
+    with databases() as found:
+        yield found
+
+
+@pytest.fixture
+def database(postgres: "postgres_stores.Databases") -> str:
+    """The URL of a database in PostgreSQL, with the schema of a store."""
+    return postgres.prepared()
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,13 @@ from tallymark.query import Filter, Op, Query
 from tallymark.store import Origin, origin_of
 from tallymark.stores.postgres import parts as postgres_parts
 from tallymark.stores.postgres import sql as postgres_sql
-from tallymark.stores.postgres.sql import RECORDS, PostgresStatement
 from tallymark.stores.postgres.store import Postgres
 from tallymark.stores.retention import Retention
-from tallymark.stores.sql import scan_sql
 from tallymark.testing import oracle
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
-from .postgres_stores import Databases, databases
+from .postgres_stores import Databases
 
 Ask = Callable[..., list[Any]]
 
@@ -40,22 +38,10 @@ OPERATORS: dict[Op, Callable[[float, float], bool]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def new_database() -> Iterator[Databases]:
-    with databases() as found:
-        yield found
-
-
 class TestPostgres(StoreConformance):
     @pytest.fixture
-    def new_store(self, new_database: Databases) -> NewStore:
-        return lambda: Postgres(new_database.prepared())
-
-
-@pytest.fixture
-def database(new_database: Databases) -> str:
-    """The URL of a database with the schema of a store."""
-    return new_database.prepared()
+    def new_store(self, postgres: Databases) -> NewStore:
+        return lambda: Postgres(postgres.prepared())
 
 
 @pytest.fixture
@@ -309,30 +295,6 @@ def test_texts_with_anything_in_them_come_back(store: Postgres) -> None:
     assert [one["error"] for one in found] == sorted(texts)
 
 
-@pytest.mark.parametrize(
-    ("question", "condition"),
-    [
-        ({"name": "n7"}, "hashtext(name) ="),
-        ({"metric_type": "operation"}, "hashtext(metric_type) ="),
-        ({}, "Index Scan"),
-    ],
-    ids=str,
-)
-def test_an_index_finds_the_newest_of_a_name_of_a_type_and_of_all(
-    store: Postgres, database: str, question: dict[str, Any], condition: str
-) -> None:
-    store.write(batch([row(seq, name=f"n{seq % 50}", timestamp=NOON + seq % 2 * DAY) for seq in range(5000)]))
-    statement = PostgresStatement()
-    sql = scan_sql(statement, RECORDS, Query.build(agg=(), limit=10, **question))
-    with psycopg.connect(database) as connection:
-        connection.execute("ANALYZE tallymark.records")
-        connection.execute("SET enable_bitmapscan = off")
-        found = psycopg.ClientCursor(connection).execute(f"EXPLAIN {sql}", statement.parameters).fetchall()
-    plan = "\n".join(line for (line,) in found)
-    assert condition in plan
-    assert "Seq Scan" not in plan
-
-
 def test_names_are_compared_as_any_text_is(store: Postgres) -> None:
     rows = [row(seq, name=name) for seq, name in enumerate(["a", "b", "Ω", "null"])]
     store.write(batch(rows))
@@ -422,8 +384,8 @@ def test_a_partition_that_somebody_detached_takes_no_rows(store: Postgres, ask: 
     assert ask(f"SELECT count(*) FROM tallymark.{name}") == [(1,)]
 
 
-def test_who_may_not_make_schemas_uses_one_that_is_there(new_database: Databases) -> None:
-    url = new_database.empty()
+def test_who_may_not_make_schemas_uses_one_that_is_there(postgres: Databases) -> None:
+    url = postgres.empty()
     role = f"writer_{uuid.uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hunter2'")

@@ -26,20 +26,9 @@ from tallymark.shipper import ship_once
 from tallymark.stores.postgres.store import Postgres
 from tallymark.testing.rows import JOURNALS, NOON, batch, count, row
 
-from .postgres_stores import Databases, databases
+from .postgres_stores import Databases
 
 ROWS = 3_000
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Databases]:
-    with databases() as found:
-        yield found
-
-
-@pytest.fixture
-def database(server: Databases) -> str:
-    return server.prepared()
 
 
 @pytest.fixture
@@ -121,12 +110,12 @@ class Server:
 
 
 def test_a_server_that_crashes_and_comes_back(
-    server: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The application records all the time, and shipping goes on afterwards."""
     monkeypatch.setenv("TALLYMARK_STATE", str(tmp_path))
-    url = server.empty()
-    machine = Server(server.server)
+    url = postgres.empty()
+    machine = Server(postgres.server)
     recorded = 0
 
     def record(metrics: Metrics) -> None:
@@ -171,14 +160,14 @@ def test_a_frozen_server_is_given_up(database: str) -> None:
 
 
 def test_recording_does_not_wait_for_a_frozen_server(
-    server: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TALLYMARK_STATE", str(tmp_path))
-    url = server.empty()
+    url = postgres.empty()
     with Metrics(url, service="shop") as metrics:
         metrics.record("order", "checkout", 1.0)
         metrics.flush(timeout=60)
-        with Server(server.server).frozen():
+        with Server(postgres.server).frozen():
             for _ in range(1000):
                 metrics.record("order", "checkout", 1.0)
             assert metrics.get_stats().dropped == {}
@@ -288,10 +277,10 @@ def test_a_deletion_whose_answer_is_lost_is_counted_once(database: str, line: tu
 
 
 def test_a_row_that_a_constraint_refuses_is_set_aside(
-    server: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TALLYMARK_STATE", str(tmp_path))
-    url = server.empty()
+    url = postgres.empty()
     with Postgres(url) as store:
         store.write(batch([row(0, name="first")]))
     with psycopg.connect(url, autocommit=True) as connection:

@@ -15,25 +15,19 @@ from tallymark.stores.postgres.store import Postgres
 from tallymark.stores.retention import Retention
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
-from .postgres_stores import Databases, databases
+from .postgres_stores import Databases
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Databases]:
-    with databases() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def pooler(server: Databases) -> Iterator[Databases]:
-    with pgbouncer(server.server) as url:
+def pooler(postgres: Databases) -> Iterator[Databases]:
+    with pgbouncer(postgres.server) as url:
         yield Databases(url)
 
 
 @pytest.fixture
-def database(server: Databases, pooler: Databases) -> str:
+def database(postgres: Databases, pooler: Databases) -> str:
     """The URL of an empty database behind the pooler."""
-    return pooler.server.rpartition("/")[0] + "/" + server.empty().rpartition("/")[2]
+    return pooler.server.rpartition("/")[0] + "/" + postgres.empty().rpartition("/")[2]
 
 
 def test_everything_works_through_it(database: str) -> None:

@@ -17,19 +17,13 @@ from tallymark.stores.postgres.store import Postgres
 from tallymark.stores.rollups import Rollups
 from tallymark.testing.rows import DAY, MINUTE, batch, row
 
-from .postgres_stores import Databases, databases
+from .postgres_stores import Databases
 from .rolled_days import LATER, TOTAL, NewStore, RolledDaysContract, every_day_counts, late
 from .rolling import MIDNIGHT, assert_answers, spread
 
 __all__ = ["every_day_counts"]
 
 OpenOn = Callable[[str], Postgres]
-
-
-@pytest.fixture(scope="module")
-def new_database() -> Iterator[Databases]:
-    with databases() as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +57,9 @@ def days_of(found: list[Path]) -> list[str]:
 
 class TestPostgres(RolledDaysContract):
     @pytest.fixture
-    def new_store(self, new_database: Databases) -> NewStore:
+    def new_store(self, postgres: Databases) -> NewStore:
         def made() -> Postgres:
-            url = new_database.prepared()
+            url = postgres.prepared()
             store = Postgres(url)
             store.place = url  # type: ignore[attr-defined]
             return store
@@ -76,11 +70,6 @@ class TestPostgres(RolledDaysContract):
         url = store.place  # type: ignore[attr-defined]
         assert {path.name for path in local_folder(url).glob("*")} <= {"rollups"}
         return listed(url)
-
-
-@pytest.fixture
-def database(new_database: Databases) -> str:
-    return new_database.prepared()
 
 
 @pytest.fixture

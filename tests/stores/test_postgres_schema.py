@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,7 +18,7 @@ from tallymark.query import Query
 from tallymark.stores.postgres.store import Postgres
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
-from .postgres_stores import Databases, databases
+from .postgres_stores import Databases
 
 WRITE = """
 import sys
@@ -42,12 +41,6 @@ def upgrade():
     op.execute("ALTER TABLE tallymark.records ADD COLUMN host text COLLATE \"C\" DEFAULT 'unknown'")
     op.execute("CREATE TABLE tallymark.hosts (name text PRIMARY KEY)")
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Databases]:
-    with databases() as found:
-        yield found
 
 
 @pytest.fixture
@@ -82,8 +75,8 @@ def test_the_revision_is_the_newest_that_there_is() -> None:
     assert directory.get_current_head() == Postgres.revision
 
 
-def test_several_processes_make_it_at_once(server: Databases) -> None:
-    url = server.empty()
+def test_several_processes_make_it_at_once(postgres: Databases) -> None:
+    url = postgres.empty()
     processes = [python("-c", WRITE, url, JOURNALS[number], stdin=subprocess.PIPE) for number in range(2)]
     for process in processes:
         assert process.stdin is not None
@@ -95,16 +88,16 @@ def test_several_processes_make_it_at_once(server: Databases) -> None:
         assert store.info().stored == 2
 
 
-def test_alembic_is_loaded_for_an_upgrade_only(server: Databases) -> None:
-    process = python("-c", WRITE, server.prepared(), JOURNALS[0], stdin=subprocess.PIPE)
+def test_alembic_is_loaded_for_an_upgrade_only(postgres: Databases) -> None:
+    process = python("-c", WRITE, postgres.prepared(), JOURNALS[0], stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
     assert output(process, 120) == "[]\n"
 
 
-def test_reading_makes_nothing(server: Databases) -> None:
-    url = server.empty()
+def test_reading_makes_nothing(postgres: Databases) -> None:
+    url = postgres.empty()
     with Postgres(url) as store, psycopg.connect(url, autocommit=True) as connection:
         assert store.scan(Query()).num_rows == store.info().recorded == store.delete(Query()) == 0
         store.maintain(NOON, None)
@@ -112,8 +105,8 @@ def test_reading_makes_nothing(server: Databases) -> None:
         assert connection.execute("SELECT to_regnamespace('tallymark')").fetchall() == [(None,)]
 
 
-def test_a_new_store_is_like_one_that_was_upgraded(server: Databases, newer: type[Postgres]) -> None:
-    old, new = server.empty(), server.empty()
+def test_a_new_store_is_like_one_that_was_upgraded(postgres: Databases, newer: type[Postgres]) -> None:
+    old, new = postgres.empty(), postgres.empty()
     with Postgres(old) as store:
         store.write(batch([row(0)]))
     with newer(old) as store:
@@ -127,8 +120,8 @@ def test_a_new_store_is_like_one_that_was_upgraded(server: Databases, newer: typ
     assert "hosts" in schema(old)
 
 
-def test_older_applications_write_during_an_upgrade_and_afterwards(server: Databases, newer: type[Postgres]) -> None:
-    url = server.empty()
+def test_older_applications_write_during_an_upgrade_and_afterwards(postgres: Databases, newer: type[Postgres]) -> None:
+    url = postgres.empty()
     failures: list[BaseException] = []
     began, stop = threading.Event(), threading.Event()
     written = 0
@@ -164,10 +157,10 @@ def test_older_applications_write_during_an_upgrade_and_afterwards(server: Datab
 
 
 def test_an_upgrade_does_not_make_others_wait_for_a_table_in_use(
-    server: Databases, newer: type[Postgres], monkeypatch: pytest.MonkeyPatch
+    postgres: Databases, newer: type[Postgres], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tallymark.stores.postgres.store.LOCK_MILLISECONDS", 50)
-    url = server.empty()
+    url = postgres.empty()
     with Postgres(url) as older:
         older.write(batch([row(0)]))
         with newer(url) as store:

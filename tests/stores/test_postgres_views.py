@@ -17,38 +17,25 @@ from tallymark.review import CorrectionType, MetricsService, ProcessingStage
 from tallymark.stores.postgres.store import Postgres
 from tallymark.testing.rows import batch, row
 
-from .postgres_stores import Databases, databases
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Databases]:
-    with databases() as found:
-        yield found
-
 
 @pytest.fixture
-def url(server: Databases) -> str:
-    return server.prepared()
-
-
-@pytest.fixture
-def metrics(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:
+def metrics(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:
     monkeypatch.setenv("TALLYMARK_STATE", str(tmp_path))
-    with Metrics(url, service="backend") as found:
+    with Metrics(database, service="backend") as found:
         yield found
 
 
-def ask(url: str, sql: str, *given: Any) -> list[dict[str, Any]]:
+def ask(database: str, sql: str, *given: Any) -> list[dict[str, Any]]:
     """As a system that had those tables in its search path."""
     with psycopg.connect(
-        url, options="-c search_path=tallymark,public", row_factory=psycopg.rows.dict_row
+        database, options="-c search_path=tallymark,public", row_factory=psycopg.rows.dict_row
     ) as connection:
         return connection.execute(sql, given or None).fetchall()
 
 
-def columns(url: str, view: str) -> dict[str, str]:
+def columns(database: str, view: str) -> dict[str, str]:
     found = ask(
-        url,
+        database,
         "SELECT column_name, data_type FROM information_schema.columns "
         "WHERE table_schema = 'tallymark' AND table_name = %s ORDER BY ordinal_position",
         view,
@@ -56,7 +43,7 @@ def columns(url: str, view: str) -> dict[str, str]:
     return {one["column_name"]: one["data_type"] for one in found}
 
 
-def test_document_004_metrics(url: str, metrics: Metrics) -> None:
+def test_document_004_metrics(database: str, metrics: Metrics) -> None:
     for number in range(20):
         status = 500 if number == 7 else 404 if number == 8 else 200
         metrics.record(
@@ -67,8 +54,8 @@ def test_document_004_metrics(url: str, metrics: Metrics) -> None:
             trace_id=uuid.UUID(int=number).hex,
         )
     metrics.record("redis", "hit_rate", 99.5, "%")
-    ship(url)
-    assert columns(url, "metrics") == {
+    ship(database)
+    assert columns(database, "metrics") == {
         "id": "uuid",
         "timestamp": "timestamp with time zone",
         "metric_type": "text",
@@ -77,7 +64,7 @@ def test_document_004_metrics(url: str, metrics: Metrics) -> None:
         "metadata": "jsonb",
     }
     (found,) = ask(
-        url,
+        database,
         """
         SELECT
             AVG(value) as avg_latency_ms,
@@ -96,21 +83,21 @@ def test_document_004_metrics(url: str, metrics: Metrics) -> None:
         "request_count": 20,
         "error_count": 2,
     }
-    (one,) = ask(url, "SELECT * FROM metrics WHERE metadata->>'trace_id' = %s", uuid.UUID(int=7).hex)
+    (one,) = ask(database, "SELECT * FROM metrics WHERE metadata->>'trace_id' = %s", uuid.UUID(int=7).hex)
     assert (one["metric_name"], one["value"], one["metadata"]["status_code"]) == ("GET /v1/search", 8.0, 500)
-    assert ask(url, "SELECT metric_type, metric_name FROM metrics WHERE metric_type = 'redis'") == [
+    assert ask(database, "SELECT metric_type, metric_name FROM metrics WHERE metric_type = 'redis'") == [
         {"metric_type": "redis", "metric_name": "hit_rate"}
     ]
 
 
-def test_document_000_system_metrics(url: str, metrics: Metrics) -> None:
+def test_document_000_system_metrics(database: str, metrics: Metrics) -> None:
     collector = MetricsCollector(metrics, service_name="crawler")
     with collector.track_operation("download", metadata={"job_id": 123}):
         pass
     collector.record_success_rate("download", 80, 100)
     collector.record_queue_depth("celery", depth=5, wait_time_seconds=2.5)
-    ship(url)
-    assert columns(url, "system_metrics") == {
+    ship(database)
+    assert columns(database, "system_metrics") == {
         "id": "uuid",
         "timestamp": "timestamp with time zone",
         "metric_type": "text",
@@ -122,22 +109,22 @@ def test_document_000_system_metrics(url: str, metrics: Metrics) -> None:
         "description": "text",
     }
     found = ask(
-        url,
+        database,
         "SELECT * FROM system_metrics WHERE metric_type = 'processing_time' AND name = 'download_time' "
         "AND service = 'crawler' AND timestamp >= %s AND timestamp < %s ORDER BY timestamp DESC LIMIT 1000",
         datetime.now(UTC) - timedelta(hours=1),
         datetime.now(UTC) + timedelta(hours=1),
     )
     assert [one["metadata_"] for one in found] == [{"job_id": 123}]
-    rates = ask(url, "SELECT name, value, unit FROM system_metrics WHERE metric_type = 'success_rate'")
+    rates = ask(database, "SELECT name, value, unit FROM system_metrics WHERE metric_type = 'success_rate'")
     assert rates == [{"name": "download_success_rate", "value": 80.0, "unit": "%"}]
-    queues = ask(url, "SELECT name, value FROM system_metrics WHERE metadata_->>'queue' = 'celery' ORDER BY name")
+    queues = ask(database, "SELECT name, value FROM system_metrics WHERE metadata_->>'queue' = 'celery' ORDER BY name")
     assert [one["value"] for one in queues] == [5.0, 2.5]
-    (one,) = ask(url, "SELECT * FROM system_metrics WHERE id = %s", found[0]["id"])
+    (one,) = ask(database, "SELECT * FROM system_metrics WHERE id = %s", found[0]["id"])
     assert one == found[0]
 
 
-def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> None:
+def test_document_002_processing_and_corrections(database: str, metrics: Metrics) -> None:
     service = MetricsService(metrics)
     session = service.create_session(user_id=12345, chat_id=67890)
     with service.timer(session, 12345, 67890, ProcessingStage.QUERY_RECEIVED):
@@ -163,11 +150,11 @@ def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> 
         admin_satisfaction=4,
         transcription_quality="excellent",
     )
-    ship(url)
+    ship(database)
     names = "metric_id session_id user_id chat_id stage start_time end_time duration_ms success error_message metadata"
-    assert list(columns(url, "processing_metrics")) == names.split()
+    assert list(columns(database, "processing_metrics")) == names.split()
     stages = ask(
-        url,
+        database,
         """
         SELECT stage, AVG(duration_ms) AS avg_duration_ms, AVG(CASE WHEN success THEN 100.0 ELSE 0 END) AS success_rate
         FROM processing_metrics
@@ -181,7 +168,7 @@ def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> 
         ("ai_processing", 0.0),
         ("query_received", 100.0),
     ]
-    (failed,) = ask(url, "SELECT * FROM processing_metrics WHERE success = FALSE")
+    (failed,) = ask(database, "SELECT * FROM processing_metrics WHERE success = FALSE")
     assert "no answer" in failed["error_message"]
     assert failed["start_time"] <= failed["end_time"]
     assert datetime.fromisoformat(failed["start_time"]) <= datetime.now(UTC).replace(tzinfo=None)
@@ -191,9 +178,9 @@ def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> 
         "processing_time_ms voice_transcription_time_ms ai_correction_time_ms timestamp admin_satisfaction retry_count "
         "metadata"
     )
-    assert list(columns(url, "correction_metrics")) == names.split()
+    assert list(columns(database, "correction_metrics")) == names.split()
     (found,) = ask(
-        url,
+        database,
         "SELECT correction_type, COUNT(*) AS total_count, AVG(processing_time_ms) AS avg_processing_time_ms, "
         "AVG(admin_satisfaction) AS avg_satisfaction, SUM(corrected_length - original_length) AS growth "
         "FROM correction_metrics WHERE admin_user_id = %s AND timestamp > %s GROUP BY correction_type",
@@ -209,18 +196,18 @@ def test_document_002_processing_and_corrections(url: str, metrics: Metrics) -> 
     }
 
 
-def test_readable_is_every_record_but_the_stores_own(url: str) -> None:
+def test_readable_is_every_record_but_the_stores_own(database: str) -> None:
     rows = [row(seq, metadata={"a": seq}) for seq in range(3)]
     own = row(9, metric_type="tallymark")
-    with Postgres(url) as store:
+    with Postgres(database) as store:
         store.write(batch([*rows, own]))
-    found = ask(url, "SELECT * FROM readable ORDER BY timestamp_ns")
+    found = ask(database, "SELECT * FROM readable ORDER BY timestamp_ns")
     assert [one["metadata"] for one in found] == [{"a": 0}, {"a": 1}, {"a": 2}]
     assert [one["time"] for one in found] == [datetime(2025, 1, 31, 12, tzinfo=UTC)] * 3
     assert found[1]["id"] == uuid.UUID(int=(1 << 40) + 1)
 
 
-def test_records_that_only_look_like_those_are_no_error(url: str) -> None:
+def test_records_that_only_look_like_those_are_no_error(database: str) -> None:
     odd: list[dict[str, Any]] = [
         {"metric_type": "processing", "value": 1e300, "metadata": {"user": {"a": 1}}},
         {"metric_type": "processing", "value": -1e300},
@@ -228,7 +215,7 @@ def test_records_that_only_look_like_those_are_no_error(url: str) -> None:
         {"metric_type": "correction", "metadata": {"original_length": 1.5, "corrected_length": None, "admin": [1]}},
         {"metric_type": "api_request", "metadata": {"trace_id": "own"}, "trace_id": "t"},
     ]
-    with Postgres(url) as store:
+    with Postgres(database) as store:
         store.write(batch([row(seq, **given) for seq, given in enumerate(odd)]))
     for view, expected in (("metrics", 5), ("system_metrics", 5), ("processing_metrics", 2), ("correction_metrics", 2)):
-        assert len(ask(url, f"SELECT * FROM {view}")) == expected
+        assert len(ask(database, f"SELECT * FROM {view}")) == expected

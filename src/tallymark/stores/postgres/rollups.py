@@ -13,6 +13,7 @@ import pyarrow as pa
 from tallymark.batch import SCHEMA
 from tallymark.query import Query
 from tallymark.stores.days import NEEDED, Day, NotNow, RolledDays, choose, share_read
+from tallymark.stores.postgres import by_time
 from tallymark.stores.postgres.link import Cursor
 from tallymark.stores.postgres.sql import RECORDS, PostgresStatement, answer, blocks
 from tallymark.stores.retention import DAY_NS
@@ -100,7 +101,7 @@ def _bring(cursor: Cursor, needed: Iterable[Day], rolled: RolledDays) -> None:
 
 def _fetch(cursor: Cursor, query: Query) -> pa.Table:
     """The records that match, with the columns that the aggregates of a query need, and nothing in the others."""
-    statement, columns = PostgresStatement(), _columns(fields_of(query))
+    statement, columns = PostgresStatement(by_time.types(cursor, query)), _columns(fields_of(query))
     sql = f"SELECT {', '.join(columns.names)} FROM {RECORDS} WHERE {statement.where(query)}"
     return _whole(answer(cursor, statement, sql, columns))
 

@@ -2,14 +2,14 @@
 
 import io
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import psycopg
 import pyarrow as pa
 from pyarrow import csv
 
-from tallymark.query import Filter
+from tallymark.query import Filter, Query
 from tallymark.stores.sql import NUMBER, Statement
 
 RECORDS: Final = "tallymark.records"
@@ -17,7 +17,7 @@ RECORDS: Final = "tallymark.records"
 BLOCK: Final = 4 << 20
 """Bytes of text that are turned into columns at a time; more than any row has."""
 
-_HASHED: Final = frozenset({"metric_type", "name"})
+HASHED: Final = frozenset({"metric_type", "name"})
 """Columns whose indexes have a hash in place of the text."""
 
 _TYPES: Final = {bool: "boolean", int: "bigint", float: "float8", str: "text", list: "float8[]"}
@@ -50,7 +50,11 @@ _AVERAGE: Final = (
 
 
 class PostgresStatement(Statement):
-    """SQL of PostgreSQL, with parameters in the form that psycopg takes."""
+    """SQL of PostgreSQL, with parameters in the form that psycopg takes.
+
+    Args:
+        types: the hashes of all types that may be found; None for any.
+    """
 
     partials: ClassVar[Mapping[str, str]] = {
         **Statement.partials,
@@ -66,6 +70,16 @@ class PostgresStatement(Statement):
         "last": "(newest[1]).value",
     }
 
+    def __init__(self, types: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self._types = types
+
+    def where(self, query: Query) -> str:
+        found = super().where(query)
+        if self._types is None:
+            return found
+        return f"{found} AND hashtext(metric_type) IN ({', '.join(map(str, self._types))})"
+
     def bind(self, value: Any) -> str:
         name = f"p{len(self.parameters)}"
         self.parameters[name] = value
@@ -77,7 +91,7 @@ class PostgresStatement(Statement):
 
     def condition(self, condition: Filter) -> str:
         found = super().condition(condition)
-        if condition.field not in _HASHED or condition.op not in ("=", "in") or None in condition.values:
+        if condition.field not in HASHED or condition.op not in ("=", "in") or None in condition.values:
             return found
         # The hash is what the index has. That both say the same the planner does not know: of the other one it must not
         # see that it is rarely true.

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -19,12 +20,12 @@ from tallymark.batch import SCHEMA, Batch
 from tallymark.errors import RefusedError, StoreError
 from tallymark.location import local_folder, shown
 from tallymark.model import RESERVED_TYPE
-from tallymark.query import Query
+from tallymark.query import MAX_ROWS, Query
 from tallymark.store import Maintenance, Origin, Store, StoreInfo, with_origin
 from tallymark.stores.days import Day, NotNow, RolledDays, new_version
 from tallymark.stores.deletion import by_day
 from tallymark.stores.duck import Engine
-from tallymark.stores.postgres import parts, rollups
+from tallymark.stores.postgres import by_time, parts, rollups
 from tallymark.stores.postgres.link import Cursor, Link
 from tallymark.stores.postgres.parts import Part
 from tallymark.stores.postgres.sql import RECORDS, PostgresStatement, answer
@@ -66,10 +67,6 @@ _OWN_ROWS: Final = f"""
 SELECT name, metadata #>> '{{reason}}', count(*), sum(value)
 FROM {RECORDS} WHERE hashtext(metric_type) = hashtext('{RESERVED_TYPE}') AND metric_type = '{RESERVED_TYPE}'
 GROUP BY 1, 2
-"""
-_INDEX_OF: Final = """
-SELECT relname FROM pg_inherits JOIN pg_index ON indexrelid = inhrelid JOIN pg_class ON pg_class.oid = indexrelid
-WHERE inhparent = 'tallymark.records_time'::regclass AND indrelid = %s::regclass
 """
 
 
@@ -131,14 +128,20 @@ class Postgres(Store):
 
     def scan(self, query: Query) -> pa.Table:
         """The records that match."""
-        statement = PostgresStatement()
+        found, limit = [SCHEMA.empty_table()], query.limit or MAX_ROWS
         with self._reading(QUERY_SECONDS) as cursor:
-            return answer(cursor, statement, scan_sql(statement, RECORDS, query), SCHEMA)
-        return SCHEMA.empty_table()
+            for part, types in by_time.stretches(cursor, query):
+                statement = PostgresStatement(types)
+                rows = scan_sql(statement, RECORDS, replace(part, limit=limit))
+                found.append(answer(cursor, statement, rows, SCHEMA))
+                limit -= found[-1].num_rows
+                if not limit:
+                    break
+        return pa.concat_tables(found)
 
     def aggregate(self, query: Query) -> pa.Table:
         """The groups of the records that match."""
-        statement, schema = PostgresStatement(), output_schema(query)
+        schema = output_schema(query)
         with self._reading(QUERY_SECONDS) as cursor:
             days = rollups.days(cursor, query.start, query.end)
             try:
@@ -150,6 +153,7 @@ class Postgres(Store):
             else:
                 if rolled is not None:
                     return rolled
+            statement = PostgresStatement(by_time.types(cursor, query))
             table = answer(cursor, statement, aggregate_sql(statement, RECORDS, query), schema)
             check_rows(table.num_rows)
             return with_origin(table, Origin(scanned=sum(day.rows for day in days)))
@@ -370,11 +374,18 @@ class Postgres(Store):
         """
         with self._link.transaction(seconds=LONG_SECONDS) as cursor:
             _wait_briefly(cursor)
-            cursor.execute(_INDEX_OF, [f"tallymark.{name}"])
-            ((index,),) = cursor.fetchall()
-            cursor.execute(
-                sql.SQL("CLUSTER {} USING {}").format(sql.Identifier("tallymark", name), sql.Identifier(index))
-            )
+            names = {
+                "table": sql.Identifier("tallymark", name),
+                "index": sql.Identifier(f"{name}_time"),
+                "dropped": sql.Identifier("tallymark", f"{name}_time"),
+            }
+            for statement in (
+                "LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE",
+                "CREATE INDEX {index} ON {table} (timestamp)",
+                "CLUSTER {table} USING {index}",
+                "DROP INDEX {dropped}",
+            ):
+                cursor.execute(sql.SQL(statement).format(**names))
             cursor.execute("UPDATE tallymark.parts SET has_gaps = false WHERE name = %s", [name])
 
     # -- reading ---------------------------------------------------------------------------------------------

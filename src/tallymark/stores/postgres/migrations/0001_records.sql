@@ -22,8 +22,6 @@ CREATE TABLE tallymark.records (
 -- By a hash: that takes half of the disk that the texts would, and less time.
 CREATE INDEX records_type_time ON tallymark.records (hashtext(metric_type), timestamp);
 CREATE INDEX records_name_time ON tallymark.records (hashtext(name), timestamp);
--- The newest records of all types, page by page.
-CREATE INDEX records_time ON tallymark.records (timestamp);
 -- For the views, which show a time of the database's own type. It takes next to nothing.
 CREATE INDEX records_moment ON tallymark.records USING brin (to_timestamp(timestamp / '1e9'::float8));
 
