@@ -39,7 +39,7 @@ WITH RECURSIVE types (hash) AS (
         ORDER BY hashtext(metric_type) LIMIT 1
     ) FROM types WHERE hash IS NOT NULL
 )
-SELECT hash FROM types WHERE hash IS NOT NULL LIMIT {MOST_TYPES + 1}
+SELECT hash FROM types WHERE hash IS NOT NULL LIMIT %(most)s
 """
 
 
@@ -88,7 +88,7 @@ def stretches(cursor: Cursor, query: Query) -> Iterator[tuple[Query, list[int] |
 
 def _types_of(cursor: Cursor, found: Sequence[Part]) -> list[int] | None:
     """The hashes of the types in partitions that follow each other; None where they are too many."""
-    cursor.execute(_TYPES, {"first": found[0].first, "until": found[-1].until})
+    cursor.execute(_TYPES, {"first": found[0].first, "until": found[-1].until, "most": MOST_TYPES + 1})
     hashes = [found for (found,) in cursor.fetchall()]
     return hashes if len(hashes) <= MOST_TYPES else None
 
