@@ -15,7 +15,8 @@ from tallymark import Metrics
 from tallymark.batch import CLOSED
 from tallymark.errors import StoreError
 from tallymark.query import Query
-from tallymark.stores.json_files.store import JsonFiles, read_batch_file
+from tallymark.stores.json_files.batch_file import read_batch_file
+from tallymark.stores.json_files.store import JsonFiles
 from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 

@@ -92,7 +92,7 @@ def _by_part(cursor: Cursor, table: pa.Table) -> list[tuple[Part, pa.Table]]:
 
 
 def _copy(cursor: Cursor, part: Part, table: pa.Table) -> None:
-    """Bring rows into their partition: 4.6 µs of the server's CPU for each. By way of the table of all it is 5.0."""
+    """Bring rows into their partition: 8 % less of the server's CPU than by way of the table of all."""
     encoder = pgpq.ArrowToPostgresBinaryEncoder(table.schema)
     with cursor.copy(f"COPY tallymark.{part.name} ({COLUMNS}) FROM STDIN (FORMAT binary)") as copy:
         copy.write(encoder.write_header())
