@@ -28,9 +28,10 @@ SCALE: Final = 6
 OFFSET: Final = 1_080 << SCALE
 """More than the number of any bucket of a float64, whose exponents run from -1074 to 1023."""
 
-_GROWTH: Final = 2.0 ** (2.0**-SCALE)
+GROWTH: Final = 2.0 ** (2.0**-SCALE)
+"""The end of a bucket, divided by its beginning."""
 
-RELATIVE_ERROR: Final = (_GROWTH - 1) / (_GROWTH + 1) + 1e-9
+RELATIVE_ERROR: Final = (GROWTH - 1) / (GROWTH + 1) + 1e-9
 """The most by which a percentile may be off, as a share of it: 0.54 %. The last term is for rounding."""
 
 _CELLS: Final = 1 << 22
@@ -41,14 +42,14 @@ Integers = npt.NDArray[np.integer[Any]]
 
 
 def bucket_sql(value: str) -> str:
-    """The key of a value's bucket, in SQL that DuckDB understands."""
+    """The key of a value's bucket, in SQL that DuckDB and ClickHouse understand."""
     number = f"ceil(log2(abs({value})) * {1 << SCALE}) + {OFFSET - 1}"
     return f"CASE WHEN {value} = 0 THEN 0 ELSE CAST(sign({value}) * ({number}) AS INTEGER) END"
 
 
 def estimates(keys: Integers) -> Floats:
     """What the values in buckets are taken for. At the very end of the range of a float64 that is infinite."""
-    sizes = np.exp2((np.abs(keys) - OFFSET) / (1 << SCALE)) * (2 * _GROWTH / (1 + _GROWTH))
+    sizes = np.exp2((np.abs(keys) - OFFSET) / (1 << SCALE)) * (2 * GROWTH / (1 + GROWTH))
     return np.where(keys == 0, 0.0, np.copysign(sizes, keys))
 
 

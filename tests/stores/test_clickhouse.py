@@ -19,13 +19,10 @@ from tallymark import Metrics
 from tallymark.batch import CLOSED
 from tallymark.errors import ConfigError, StoreError
 from tallymark.query import Query
-from tallymark.store import origin_of
 from tallymark.stores.clickhouse.address import Address
 from tallymark.stores.clickhouse.store import ClickHouse
-from tallymark.stores.clickhouse.tables import HOURS, INCOMING, RECORDS, VERSION, Tables
-from tallymark.stores.retention import Retention
-from tallymark.testing import oracle
-from tallymark.testing.conformance import NewStore, StoreConformance, assert_same_groups
+from tallymark.stores.clickhouse.tables import INCOMING, RECORDS, VERSION, Tables
+from tallymark.testing.conformance import NewStore, StoreConformance
 from tallymark.testing.rows import DAY, JOURNALS, NOON, batch, count, row
 
 SECRET = "p@ss/w:rd"
@@ -153,67 +150,6 @@ def test_what_a_store_says_to_a_cluster_is_understood(databases: Databases) -> N
     store.purge(NOON)
     for part in ("SYSTEM SYNC REPLICA tallymark_positions", "DELETE FROM tallymark_records_local ON CLUSTER `many`"):
         assert any(part in one for one in said), part
-
-
-# -- hours that are summed up --------------------------------------------------------------------------------
-
-
-class TestSummedUp:
-    """Whatever hours can answer is answered by them, with the same rows."""
-
-    @pytest.fixture
-    def new_store(self, databases: Databases, monkeypatch: pytest.MonkeyPatch) -> NewStore:
-        monkeypatch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 1)
-        return databases.store
-
-    test_every_answer_is_that_of_the_oracle = StoreConformance.test_every_answer_is_that_of_the_oracle
-
-
-def test_hours_are_believed_only_while_they_are_right(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 20)
-    store = databases.store()
-    rows = [
-        row(
-            seq,
-            timestamp=NOON + seq * DAY // 24,
-            value=float(seq % 7),
-            name=f"n{seq % 3}",
-            success=[None, True, False][seq % 3],
-        )
-        for seq in range(120)
-    ]
-    store.write(batch(rows))
-    every = ["count", "sum", "avg", "min", "max", "last", "last_timestamp", "rate", "success_rate", "error_rate"]
-    queries = [
-        Query.build(agg=every[:7], group_by=["name", "success"]),
-        Query.build(agg=every, window="1h", group_by="name"),
-        Query.build(agg=every, window="1d", order_by=["-count"], limit=3),
-        Query.build(agg=every, since=NOON + 1, until=NOON + 4 * DAY + 12_345, where=["success=true"]),
-        Query.build(agg=every, since=NOON + DAY // 5, until=NOON + 3 * DAY, name=["n0", "n2"], window="4h"),
-    ]
-
-    def check(left: list[dict[str, Any]], source: str) -> None:
-        for query in queries:
-            found = store.aggregate(query)
-            assert_same_groups(found, oracle.aggregate(left, query), query, left)
-            assert origin_of(found).source == source
-
-    check(rows, "1h rollups and raw")
-    for query in (Query.build(agg="p50"), Query.build(window="90m"), Query.build(group_by="metadata.a")):
-        assert origin_of(store.aggregate(query)).source == "raw"
-    # Hours that miss what a dying server had not summed up, in every day.
-    store._command(f"TRUNCATE TABLE {HOURS}")
-    check(rows, "raw")
-    assert store.maintain(NOON, Retention(30)).deleted == 0
-    check(rows, "1h rollups and raw")
-    # Deleted records are summed up still.
-    left = [one for one in rows if one["value"] != 3]
-    assert store.delete(Query.build(agg=(), where=["value=3"])) == len(rows) - len(left)
-    check(left, "raw")
-    store.maintain(NOON, None)
-    check(left, "raw")
-    store.maintain(NOON, Retention(30))
-    check(left, "1h rollups and raw")
 
 
 # -- deletion ------------------------------------------------------------------------------------------------

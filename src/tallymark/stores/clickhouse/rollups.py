@@ -1,8 +1,7 @@
 """Hours of series, which ClickHouse sums up while rows come in, and which part of a question they can answer.
 
-They have what adds up exactly: counts, sums, extremes, the newest value, outcomes. Percentiles do not pay: merging the
-buckets of a histogram took longer than the exact percentiles of the records themselves, and keeping them doubled the
-cost of an insert.
+They have what adds up: counts, sums, extremes, the newest value, outcomes, and the buckets of the values
+(:mod:`tallymark.percentile`), which add up to percentiles.
 
 A view that sums up is no part of the insert: a server that dies may have done one and not the other. So nothing of a
 day is believed before it was compared with the records: where a day has as many of them as were summed up, and none is
@@ -13,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from tallymark.percentile import GROWTH, OFFSET, SCALE
 from tallymark.query import Query, percentile
 from tallymark.stores.clickhouse.sql import ClickHouseStatement
-from tallymark.stores.clickhouse.tables import HOURS, RECORDS, quoted
+from tallymark.stores.clickhouse.tables import FIGURES, HOURS, RECORDS, quoted
 from tallymark.stores.retention import DAY_NS, HOUR_NS
 from tallymark.stores.sql import finals_sql, order_sql, window_sql
 
@@ -41,18 +41,25 @@ DAYS_SQL: Final = (
 
 _HOURS: Final = (
     "(SELECT start AS timestamp, service, metric_type, name, unit,"
-    " CAST(if(outcome < 0, NULL, outcome), 'Nullable(Bool)') AS success, n, total, smallest, largest, latest,"
-    f" if(outcome = 1, n, 0) AS successes, if(outcome < 0, 0, n) AS outcomes FROM {HOURS}) AS records"
+    " CAST(if(outcome < 0, NULL, outcome), 'Nullable(Bool)') AS success,"
+    f" {', '.join(FIGURES)}, if(outcome = 1, n, 0) AS successes, if(outcome < 0, 0, n) AS outcomes FROM {HOURS})"
+    " AS records"
 )
-_FIGURES: Final = {
-    "n": ("sum", "toInt64(count())"),
-    "total": ("sum", "sum(value)"),
-    "smallest": ("min", "min(value)"),
-    "largest": ("max", "max(value)"),
-    "latest": ("max", "max((timestamp, toString(journal), seq, value))"),
-    "successes": ("sum", "toInt64(countIf(success))"),
-    "outcomes": ("sum", "toInt64(count(success))"),
+_RECORDS: Final = {name: made for name, (_, made) in FIGURES.items()} | {
+    "successes": "toInt64(countIf(success))",
+    "outcomes": "toInt64(count(success))",
 }
+"""The figures of a piece that is read from the records."""
+
+_MERGED: Final = {"smallest": "min", "largest": "max", "newest_at": "max", "newest": "argMaxMerge", "buckets": "sumMap"}
+"""How the figures of pieces are merged: the others by their sum."""
+
+# As tallymark.percentile.estimates; what lies beyond the extremes is cut off.
+_ESTIMATES: Final = (
+    "arrayMap(key -> greatest(smallest, least(largest,"
+    f" if(key = 0, 0., sign(key) * exp2((abs(key) - {OFFSET}) / {1 << SCALE}) * {2 * GROWTH / (1 + GROWTH)!r}))),"
+    " mapKeys(buckets))"
+)
 
 
 class Day(NamedTuple):
@@ -80,11 +87,7 @@ class Piece(NamedTuple):
 def fits(query: Query) -> bool:
     """Whether hours have what is asked for."""
     fields = {*query.group_by, *(found.field for found in query.conditions)}
-    return (
-        fields <= SERIES
-        and not any(percentile(name) is not None for name in query.aggregates)
-        and (query.window is None or query.window % HOUR_NS == 0)
-    )
+    return fields <= SERIES and (query.window is None or query.window % HOUR_NS == 0)
 
 
 def cut(query: Query, days: Sequence[Day]) -> list[Piece]:
@@ -123,14 +126,20 @@ def pieces_sql(statement: ClickHouseStatement, query: Query, pieces: Sequence[Pi
         inside = replace(query, start=piece.start, end=piece.end)
         texts = [window_sql(statement, query) if key == "window_start" else key for key in query.keys]
         columns = [f"{text} AS {name}" for text, name in zip(texts, keys, strict=True)]
-        figures = ((name, name if piece.summed else record) for name, (_, record) in _FIGURES.items())
-        columns += [f"{figure} AS f_{name}" for name, figure in figures]
+        columns += [f"{name if piece.summed else made} AS f_{name}" for name, made in _RECORDS.items()]
         source = _HOURS if piece.summed else f"{RECORDS} AS records"
         grouped = "" if piece.summed else f"{by} HAVING count() > 0"
         parts.append(f"SELECT {', '.join(columns)} FROM {source} WHERE {statement.where(inside)}{grouped}")
-    merged = [*keys, *(f"{how}(f_{name}) AS {name}" for name, (how, _) in _FIGURES.items())]
-    named = f"SELECT *, latest.1 AS newest_at, latest.4 AS newest FROM (SELECT {', '.join(merged)}"
-    outer = [*keys, *finals_sql(statement, query, []), "n"]
+    merged = [*keys, *(f"{_MERGED.get(name, 'sum')}(f_{name}) AS {name}" for name in _RECORDS)]
+    shares = [share for share in map(percentile, query.aggregates) if share is not None]
+    extra = ""
+    if shares:
+        # Parameters of an aggregate function cannot be bound.
+        function = f"quantilesExactWeightedInterpolated({', '.join(map(repr, shares))})"
+        extra = f", arrayReduce('{function}', {_ESTIMATES}, mapValues(buckets)) AS percentiles"
+    named = f"SELECT *{extra} FROM (SELECT {', '.join(merged)}"
+    each = [f"percentiles[{number}]" for number in range(1, len(shares) + 1)]
+    outer = [*keys, *finals_sql(statement, query, each), "n"]
     shown = ", ".join(f"{expression} AS c{number}" for number, expression in enumerate(outer))
     return (
         f"SELECT {shown} FROM ({named} FROM ({' UNION ALL '.join(parts)}){by})) AS groups"

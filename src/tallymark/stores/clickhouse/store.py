@@ -48,6 +48,7 @@ from tallymark.stores.clickhouse.tables import (
 from tallymark.stores.deletion import MAX_IDS, by_day, condition
 from tallymark.stores.fresh import fresh
 from tallymark.stores.retention import DAY_NS
+from tallymark.stores.rolled import relative_error
 from tallymark.stores.sql import aggregate_sql, check_rows, output_schema, scan_sql
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class ClickHouse(Store):
             )
             found = self._query(sql, statement.parameters)
         check_rows(found.num_rows)
-        origin = Origin("1h rollups and raw" if summed else "raw")
+        origin = Origin("1h rollups and raw", relative_error=relative_error(query)) if summed else Origin()
         return with_origin(found.rename_columns(list(query.output)).cast(types), origin)
 
     def info(self) -> StoreInfo:
