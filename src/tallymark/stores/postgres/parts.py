@@ -34,10 +34,11 @@ _ATTACHED: Final = (
 
 
 class Part(NamedTuple):
-    """A partition: where its range of timestamps begins (ns), and where it is over."""
+    """A partition: where its range of timestamps begins (ns), where it is over, and how many rows it has."""
 
     first: int
     until: int
+    rows: int = 0
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ def find(cursor: Cursor, start: int | None = None, end: int | None = None, has_r
     terms = {"until > %s": start, "first < %s": end, "(rows > 0) = %s": has_rows}
     given = {term: value for term, value in terms.items() if value is not None}
     where = " AND ".join(["true", *given])
-    cursor.execute(f"SELECT first, until FROM tallymark.parts WHERE {where} ORDER BY first", list(given.values()))
+    cursor.execute(f"SELECT first, until, rows FROM tallymark.parts WHERE {where} ORDER BY first", list(given.values()))
     return [Part(*row) for row in cursor.fetchall()]
 
 

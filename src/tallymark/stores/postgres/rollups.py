@@ -71,7 +71,7 @@ def aggregate(cursor: Cursor, query: Query, found: Mapping[Day, int], rolled: Ro
     needed = [day for day, path in paths.items() if path in chosen.sidecars]
     for _ in range(2):
         _bring(cursor, needed, rolled)
-        table = rolled.answer(query, found, chosen, lambda part: _fetch(cursor, part))
+        table = rolled.answer(query, found, chosen, lambda part: _fetch(cursor, part, found))
         if table is not None:
             return table
         rolled.forget(day.first for day in needed)  # one of them is damaged
@@ -99,9 +99,10 @@ def _bring(cursor: Cursor, needed: Iterable[Day], rolled: RolledDays) -> None:
         rolled.keep_only({Day(first, 0, 0, version, 0).name for first, version in cursor.fetchall()})
 
 
-def _fetch(cursor: Cursor, query: Query) -> pa.Table:
+def _fetch(cursor: Cursor, query: Query, found: Iterable[Day]) -> pa.Table:
     """The records that match, with the columns that the aggregates of a query need, and nothing in the others."""
-    statement, columns = PostgresStatement(by_time.types(cursor, query)), _columns(fields_of(query))
+    types = by_time.types(cursor, query, [day for day in found if day.may_hold(query.start, query.end)])
+    statement, columns = PostgresStatement(types), _columns(fields_of(query))
     sql = f"SELECT {', '.join(columns.names)} FROM {RECORDS} WHERE {statement.where(query)}"
     return _whole(answer(cursor, statement, sql, columns))
 

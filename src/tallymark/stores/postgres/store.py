@@ -38,7 +38,7 @@ PATIENCE_SECONDS: Final = 60.0
 """A server that is silent for so long is given up; but for what may take long."""
 
 QUERY_SECONDS: Final = 300.0
-"""The longest that a query may take."""
+"""The longest that one statement of a query may take; a scan has one for each stretch of time."""
 
 LONG_SECONDS: Final = 1800.0
 """The longest that it may take to write a batch, or to delete a day."""
@@ -130,9 +130,9 @@ class Postgres(Store):
         """The records that match."""
         found, limit = [SCHEMA.empty_table()], query.limit or MAX_ROWS
         with self._reading(QUERY_SECONDS) as cursor:
-            for part, types in by_time.stretches(cursor, query):
+            for stretch, types in by_time.stretches(cursor, query):
                 statement = PostgresStatement(types)
-                rows = scan_sql(statement, RECORDS, replace(part, limit=limit))
+                rows = scan_sql(statement, RECORDS, replace(stretch, limit=limit))
                 found.append(answer(cursor, statement, rows, SCHEMA))
                 limit -= found[-1].num_rows
                 if not limit:
@@ -153,7 +153,7 @@ class Postgres(Store):
             else:
                 if rolled is not None:
                     return rolled
-            statement = PostgresStatement(by_time.types(cursor, query))
+            statement = PostgresStatement(by_time.types(cursor, query, list(days)))
             table = answer(cursor, statement, aggregate_sql(statement, RECORDS, query), schema)
             check_rows(table.num_rows)
             return with_origin(table, Origin(scanned=sum(day.rows for day in days)))
@@ -376,8 +376,8 @@ class Postgres(Store):
             _wait_briefly(cursor)
             names = {
                 "table": sql.Identifier("tallymark", name),
-                "index": sql.Identifier(f"{name}_time"),
-                "dropped": sql.Identifier("tallymark", f"{name}_time"),
+                "index": sql.Identifier(f"{name}_tallymark_purge"),
+                "dropped": sql.Identifier("tallymark", f"{name}_tallymark_purge"),
             }
             for statement in (
                 "LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE",
