@@ -1,5 +1,5 @@
 """Into PostgreSQL: a shipper's batches by COPY, beside batched INSERT through SQLAlchemy of the same rows into the same
-table, with its partitions and indexes.
+table, with its partitions and indexes. And the questions for which a table of records usually has one index more.
 """
 
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 
 from bench import Row, workload
 from tallymark.batch import Batch
+from tallymark.query import Query
 from tallymark.shipper import BATCH_ROWS
 
 SETTINGS = ("fsync=on", "synchronous_commit=on", "full_page_writes=on", "shared_buffers=256MB", "max_wal_size=2GB")
@@ -28,11 +29,37 @@ def run(quick: bool = False) -> list[Row]:
         databases = Databases(server)
         ours, bytes_each, theirs = [], 0.0, []
         for _ in range(1 if quick else 3):
-            took, bytes_each = _by_copy(databases.prepared(), batches)
+            url = databases.prepared()
+            took, bytes_each = _by_copy(url, batches)
             ours.append(took / records * 1e9)
             theirs.append(_by_insert(databases.prepared(), rows, batches) / records * 1e9)
+        questions = _asked(url)
     note = f"{1e9 / min(ours):,.0f} records/s, with three indexes; {bytes_each:.0f} bytes each"
-    return [Row("a record into PostgreSQL", min(ours), "ns", "INSERT by SQLAlchemy", min(theirs), 0.2, note)]
+    return [
+        Row("a record into PostgreSQL", min(ours), "ns", "INSERT by SQLAlchemy", min(theirs), 0.2, note),
+        *(Row(f"PostgreSQL, {records:,} records: {what}", took * 1e3, "ms") for what, took in questions.items()),
+    ]
+
+
+def _asked(url: str) -> dict[str, float]:
+    """Seconds for the newest records, the best of some."""
+    from tallymark.stores.postgres.store import Postgres
+
+    questions: dict[str, dict[str, Any]] = {
+        "the newest 100 of all": {},
+        "the newest 100 of one name": {"name": workload.ROUTES[3]},
+        "a trace that is not there": {"trace_id": "none"},
+    }
+    found = {}
+    with Postgres(url) as store:
+        for what, question in questions.items():
+            took = []
+            for _ in range(5):
+                started = time.perf_counter()
+                store.scan(Query.build(agg=(), limit=100, **question))
+                took.append(time.perf_counter() - started)
+            found[what] = min(took)
+    return found
 
 
 def _by_copy(url: str, batches: list[Batch]) -> tuple[float, float]:

@@ -39,8 +39,8 @@ PARTS: Final = 90
 """No more than one merge takes."""
 
 STORES: Final = ("lake", "sqlite", "postgresql", "clickhouse", "json")
-MOST: Final = {"json": 100_000}
-"""It reads all of its files for an answer."""
+MOST: Final = {"json": 10_000_000}
+"""It reads all files of the range for an answer: of 100 million that would take ten minutes."""
 
 USUAL: Final = (1_000_000, 10_000_000, 100_000_000)
 """Of the table; what is missing of these is named below it."""
@@ -331,7 +331,11 @@ def missing(rows: list[Measured]) -> str:
         if kind not in MOST
     }
     named = [f"{kind} with {' and '.join(numbers)} million" for kind, numbers in lacking.items() if numbers]
-    return f"Not run: {'; '.join(named)}." if named else "Every one of them was run with 1, 10 and 100 million."
+    return (
+        f"Not run: {'; '.join(named)}."
+        if named
+        else "Every one of them was run with 1, 10 and 100 million, JSON files with 1 and 10."
+    )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ _NOTHING: Final = SCHEMA.empty_table()
 class JsonFiles(Store):
     """Batch files in a folder; see :class:`tallymark.store.Store`.
 
-    A question reads every file that may hold an answer, at about 6 µs a record: this is for some millions of records,
-    of which few are asked for. Several processes may read and write.
+    A question reads every file that may hold an answer, at about 6 µs a record: this is for hundreds of thousands of
+    records, or for millions of which few are asked for. Several processes may read and write.
 
     Args:
         folder: where the files are. It is made by the first write.
