@@ -11,6 +11,7 @@ from tallymark.batch import CLOSED
 from tallymark.percentile import RELATIVE_ERROR
 from tallymark.query import Query
 from tallymark.store import origin_of
+from tallymark.stores.clickhouse import rollups
 from tallymark.stores.clickhouse.tables import HOURS
 from tallymark.stores.retention import Retention
 from tallymark.testing import oracle
@@ -27,7 +28,8 @@ def test_whatever_hours_can_answer_is_answered_by_them(
     databases: Databases, rows: list[Row], share: int, asked: list[Query]
 ) -> None:
     with databases.store() as store, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 1)
+        patch.setattr(rollups, "MANY_RECORDS", 1)
+        patch.setattr(rollups, "MANY_IN_AN_HOUR", 0)
         store.write(batch(rows[:share]))
         store.write(batch(rows[share:]))
         for query in asked:
@@ -35,7 +37,8 @@ def test_whatever_hours_can_answer_is_answered_by_them(
 
 
 def test_percentiles_of_hours(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 20)
+    monkeypatch.setattr(rollups, "MANY_RECORDS", 20)
+    monkeypatch.setattr(rollups, "MANY_IN_AN_HOUR", 4)
     store = databases.store()
     rows = spread(4_000, MIDNIGHT, MIDNIGHT + 2 * DAY)
     for one, value in zip(rows[:60], [0.0, 1.0, 8.0, 1e-300, 1e300, 1.7976931348623157e308] * 10, strict=True):
@@ -49,12 +52,16 @@ def test_percentiles_of_hours(databases: Databases, monkeypatch: pytest.MonkeyPa
     ):
         origin = assert_answers(store, rows, Query.build(**question), "1h rollups and raw")
         assert origin.relative_error == RELATIVE_ERROR
+    # 4,000 records in 864 rows: of 48 hours, six series and three outcomes.
+    monkeypatch.setattr(rollups, "MANY_IN_AN_HOUR", 5)
+    assert_answers(store, rows, Query.build(agg=["p50", "count"]), "raw")
+    assert_answers(store, rows, Query.build(agg=["min", "count"]), "1h rollups and raw")
 
 
 def test_the_newest_of_an_hour_is_by_time_journal_and_number(
     databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 1)
+    monkeypatch.setattr(rollups, "MANY_RECORDS", 1)
     ends = ("00000000000000000000010000000000", "7" + "f" * 21 + "0" * 10, "f" * 22 + "0" * 10)
     places = [(NOON, journal, seq) for journal in ends for seq in (0, 3, CLOSED - 1)] + [(NOON + 1, ends[0], 1)]
     rows = [
@@ -72,7 +79,7 @@ def test_the_newest_of_an_hour_is_by_time_journal_and_number(
 
 
 def test_hours_are_believed_only_while_they_are_right(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallymark.stores.clickhouse.rollups.MANY_RECORDS", 20)
+    monkeypatch.setattr(rollups, "MANY_RECORDS", 20)
     store = databases.store()
     rows = [
         row(

@@ -22,6 +22,11 @@ from tallymark.stores.sql import finals_sql, order_sql, window_sql
 MANY_RECORDS: Final = 1_000_000
 """With fewer records in the days that are right, all records are read."""
 
+MANY_IN_AN_HOUR: Final = 500
+"""With fewer records for each row of a day's hours, exact percentiles take less than merging the buckets: 20 ns for a
+record, up to 10 µs for a row.
+"""
+
 MANY_PIECES: Final = 64
 """A question is not cut into more."""
 
@@ -31,13 +36,13 @@ DAYS_AT_ONCE: Final = 8
 SERIES: Final = frozenset({"service", "metric_type", "name", "unit", "success"})
 
 DAYS_SQL: Final = (
-    "SELECT toInt64(toRelativeDayNum(toDate(partition))) AS day, rows, masked, summed FROM"
+    "SELECT toInt64(toRelativeDayNum(toDate(partition))) AS day, rows, masked, summed, hours FROM"
     " (SELECT partition, toInt64(sum(rows)) AS rows, max(has_lightweight_delete) AS masked FROM system.parts"
     f" WHERE active AND database = currentDatabase() AND table = {quoted(RECORDS)} GROUP BY partition) AS stored"
-    f" LEFT JOIN (SELECT toString(toDate(intDiv(start, 1000000000), 'UTC')) AS partition, sum(n) AS summed FROM {HOURS}"
-    " GROUP BY partition) AS hours USING (partition) ORDER BY day"
+    f" LEFT JOIN (SELECT toString(toDate(intDiv(start, 1000000000), 'UTC')) AS partition, sum(n) AS summed,"
+    f" toInt64(count()) AS hours FROM {HOURS} GROUP BY partition) AS kept USING (partition) ORDER BY day"
 )
-"""How many records each day has, and how many of them are summed up."""
+"""How many records each day has, how many of them are summed up, and in how many rows."""
 
 _HOURS: Final = (
     "(SELECT start AS timestamp, service, metric_type, name, unit,"
@@ -63,12 +68,13 @@ _ESTIMATES: Final = (
 
 
 class Day(NamedTuple):
-    """A day that has records: its number since 1970, how many, and how many are summed up."""
+    """A day that has records: its number since 1970, how many, how many of them are summed up, and in how many rows."""
 
     day: int
     rows: int
     masked: bool
     summed: int
+    hours: int
 
     @property
     def right(self) -> bool:
@@ -93,6 +99,7 @@ def fits(query: Query) -> bool:
 def cut(query: Query, days: Sequence[Day]) -> list[Piece]:
     """The range of a query, in order; all of it from the records where hours would not help."""
     whole = [Piece(False, query.start, query.end)]
+    least = MANY_IN_AN_HOUR if any(percentile(name) is not None for name in query.aggregates) else 0
     inside: list[tuple[int, int]] = []
     records = 0
     for day in days:
@@ -101,7 +108,7 @@ def cut(query: Query, days: Sequence[Day]) -> list[Piece]:
             first = max(first, -(-query.start // HOUR_NS) * HOUR_NS)
         if query.end is not None:
             last = min(last, query.end // HOUR_NS * HOUR_NS)
-        if not day.right or first >= last:
+        if not day.right or first >= last or day.rows < least * day.hours:
             continue
         records += day.rows * (last - first) // DAY_NS
         if inside and inside[-1][1] == first:
