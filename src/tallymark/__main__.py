@@ -1,5 +1,6 @@
 """The program ``tallymark``; also ``python -m tallymark``."""
 
+import io
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line. Where a library is missing: say what to install, exit code 2."""
+    _settle_streams()
     # An exception in the middle of an import comes out as anything, with a traceback: until there is something that
     # could be left half done, Ctrl-C ends the program at once. Where it is ignored (nohup) it stays so.
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -40,6 +42,18 @@ def main() -> None:
         if isinstance(error.__cause__, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
         raise
+
+
+def _settle_streams() -> None:
+    """Both streams are there, and take all that they are given."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream.buffer, io.RawIOBase):
+            # PYTHONUNBUFFERED is set: a write may then be short, and what is left of it is lost.
+            kept = {"encoding": stream.encoding, "errors": stream.errors}
+            setattr(sys, name, open(stream.fileno(), "w", buffering=1, closefd=False, **kept))  # noqa: SIM115
 
 
 def _end(number: int, frame: FrameType | None) -> None:

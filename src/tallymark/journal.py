@@ -284,7 +284,8 @@ class Journal:
                 self.pool.free.append(lane)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            self._refuse("disk_full" if full else "journal_unwritable", str(error))
+            # Not the name of the file, another one each time: what is said again and again is said once.
+            self._refuse("disk_full" if full else "journal_unwritable", f"{error.strerror or error}: {self.folder}")
             return False
         finally:
             self._opening.pop()

@@ -48,7 +48,8 @@ def split(url: str) -> tuple[str, str]:
     elif scheme in ("postgresql", "clickhouse"):
         place = f"{scheme}:{place}" if place.startswith("//") else ""
     if scheme not in SCHEMES or not place:
-        raise ConfigError(f"no store for {shown(url)!r}; use one of {', '.join(SCHEMES.values())}")
+        known = ", ".join([*SCHEMES.values(), "lake:s3://bucket/path"])
+        raise ConfigError(f"no store for {shown(url)!r}; use one of {known}")
     if scheme == "lake" and "://" in place:
         place = check_bucket(place)
     return scheme, place
@@ -102,7 +103,7 @@ def shown(url: str) -> str:
     found = re.match(_SCHEME, url)
     if found and found[1].lower() == "lake" and "://" in url:
         return f"lake:{mask_url(url[found.end() :])}"
-    if not found or found[1].lower() in ("lake", "json") or url.startswith("sqlite:///"):
+    if not found or found[1].lower() in ("lake", "json") or re.match(r"sqlite:(///|[^/])", url):
         return url
     return mask_url(url)
 

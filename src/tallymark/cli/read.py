@@ -8,6 +8,7 @@ from uuid import UUID
 
 import typer
 
+from tallymark import location
 from tallymark.cli.stores import DEFAULT_STORE, StoreArgument, open_existing
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _explain(answer: "Answer", rows: int, store: str, since: str) -> None:
     if not rows:
         message(
             f"no record matches; hint: look further back than --since {since}, "
-            f"or see what there is: tallymark info {store}"
+            f"or see what there is: tallymark info {location.shown(store)}"
         )
         return
     if len(answer) > rows:
@@ -218,7 +219,7 @@ def tail(
         shown = show(following.last())
         if not follow:
             if not shown and lines:
-                message(f"no record matches; hint: tallymark info {store}")
+                message(f"no record matches; hint: tallymark info {location.shown(store)}")
             return
         while True:
             show(following.new())

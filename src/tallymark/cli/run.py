@@ -71,9 +71,11 @@ def serve(
     from tallymark.cli.output import message
     from tallymark.config import Settings
     from tallymark.server.serve import run
+    from tallymark.store import open_store
 
     options: dict[str, Any] = {"host": host, "port": port, "retention_days": retention_days, "keys": key}
     settings = Settings(store=store, **{name: value for name, value in options.items() if value is not None})
+    open_store(settings.store).close()  # what is wrong with the URL is said here, and not by the server's machinery
     run(settings, ready=lambda url: message(f"serving {settings.shown('store')} at {url}"))
 
 

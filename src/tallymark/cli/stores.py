@@ -67,5 +67,9 @@ def existing(store: str) -> "Store":
     if "://" not in place and not here[scheme]:
         others = f"tallymark … {DEMO_STORE}" if Path(DEMO_STORE).is_dir() else "tallymark demo"
         hint = f"hint: name the folder that the application records to, or try: {others}"
+        if scheme == "lake" and folder.is_file():
+            hint = f"hint: a file may be sqlite:///{place}"
+        elif scheme == "lake" and (folder / ".tallymark").is_dir():
+            hint = f"hint: these are JSON files, so json:{place}"
         raise ConfigError(f"there is no store at {shown(store)!r}; {hint}")
     return open_store(store)

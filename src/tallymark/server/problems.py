@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -190,7 +191,7 @@ async def _query_problem(request: Request, error: Exception) -> Response:
 
 
 async def _store_problem(request: Request, error: Exception) -> Response:
-    logger.error("the store failed: %s", error, exc_info=error)
+    logger.error("the store failed: %s", error, exc_info=error if os.environ.get("TALLYMARK_DEBUG") else None)
     return problem_response(
         503,
         "The store cannot be used at the moment; the server's log says why.",

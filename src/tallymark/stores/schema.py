@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
+from tallymark.errors import StoreError
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
@@ -30,9 +32,16 @@ def upgrade(connection: "Connection", revisions: Path, schema: str | None = None
     Args:
         revisions: their folder.
         schema: where the version table is, for databases that have schemas.
+
+    Raises:
+        StoreError: Alembic is not installed.
     """
-    from alembic import command
-    from alembic.config import Config
+    try:
+        from alembic import command
+        from alembic.config import Config
+    except ModuleNotFoundError as missing:
+        hint = 'hint: pip install "tallymark[sqlite]", or "tallymark[postgres]"'
+        raise StoreError(f"to make this store, or to upgrade it, takes the package {missing.name}; {hint}") from missing
 
     config = Config(attributes={"connection": connection, "schema": schema})
     config.set_main_option("script_location", str(revisions).replace("%", "%%"))

@@ -8,6 +8,7 @@ by row, and not sent again. See docs/clickhouse.md.
 """
 
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -66,6 +67,9 @@ KEEP_CLOSED_DAYS: Final = 90
 
 PURGE_SECONDS: Final = 60.0
 """How long :meth:`ClickHouse.purge` waits for the server to remove files."""
+
+# What the driver logs before it raises an error would be printed where nobody has set up logging.
+logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
 
 _UNKNOWN_TABLE: Final = 60
 # What a server says of rows that it will never take: texts or numbers that it cannot read, a constraint.
@@ -451,10 +455,22 @@ class ClickHouse(Store):
 
     def _text(self, error: Exception) -> str:
         """What went wrong, in a line; the driver may name the whole URL."""
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(_cause(error)).split()) or type(error).__name__
         if self._address.password:
             text = text.replace(self._address.password, "***")
         return text[:500]
+
+
+def _cause(error: BaseException) -> object:
+    """What the operating system said where that is behind an error: the driver wraps it several times."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        # urllib3 keeps its own in an attribute.
+        inner = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
+        inner = inner if isinstance(inner, BaseException) else None
+    return error
 
 
 def _ids(table: pa.Table) -> Iterator[tuple[Any, Any]]:
