@@ -199,6 +199,7 @@ soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 with recording(folder, max_queue_size=1000) as metrics:
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
     record(300)
+    assert metrics._journal.complaint == f"Too many open files: {folder / 'journals'}"
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     stats = balance()
     assert (stats.total_recorded, stats.dropped) == (300, {"journal_unwritable": 300}), stats

@@ -1,5 +1,7 @@
 """The program as a whole: its help, its exit codes, and what importing it costs."""
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 
 from tallymark import __version__
 
-from .conftest import Program
+from .conftest import PROGRAM, Program
 
 COMMANDS = ["serve", "demo", "query", "tail", "info", "doctor"]
 
@@ -36,6 +38,51 @@ def test_version(tallymark: Program) -> None:
 @pytest.mark.parametrize("arguments", [["nonsense"], ["query", "--nonsense"], ["query", "--limit", "0"], []])
 def test_wrong_usage_is_exit_code_2(tallymark: Program, arguments: list[str]) -> None:
     tallymark(*arguments, code=2)
+
+
+def shell(program: Program, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in which ``tallymark`` is the program."""
+    words = " ".join(map(shlex.quote, PROGRAM))
+    return subprocess.run(
+        ["bash", "-c", script.replace("tallymark", words)],
+        cwd=program.folder,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.usefixtures("shop")
+def test_what_does_not_fit_is_an_error_without_a_buffer_too(tallymark: Program) -> None:
+    done = shell(tallymark, "ulimit -f 4; tallymark export metrics - > cut.ndjson")
+    assert (done.returncode, "File too large" in done.stderr) == (1, True)
+    done = shell(tallymark, "tallymark export metrics - | wc -l")
+    assert done.stdout.strip() == "30"
+
+
+@pytest.mark.usefixtures("shop")
+def test_closed_streams_are_no_tracebacks(tallymark: Program) -> None:
+    for script in (
+        "tallymark info metrics >&-",
+        "tallymark info metrics 2>&-",
+        "tallymark info none >&- 2>&-; test $? = 1",
+    ):
+        done = shell(tallymark, script)
+        assert (done.returncode, done.stderr) == (0, ""), script
+
+
+def test_a_place_of_another_kind(tallymark: Program) -> None:
+    (tallymark.folder / "shop.db").write_bytes(b"")
+    (tallymark.folder / "files" / ".tallymark").mkdir(parents=True)
+    assert "hint: a file may be sqlite:///shop.db" in tallymark("info", "shop.db", code=1).stderr
+    assert "hint: these are JSON files, so json:files" in tallymark("info", "files", code=1).stderr
+    assert "lake:s3://bucket/path" in tallymark("info", "s3://bucket/path", code=1).stderr
+
+
+@pytest.mark.parametrize("url", ["clickhouse://h/x?nonsense=1", "postgresql://u@h/x?nonsense=1"])
+def test_serve_says_what_is_wrong_with_a_url(tallymark: Program, url: str) -> None:
+    assert tallymark("serve", url, code=1).stderr.startswith("error: ")
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:

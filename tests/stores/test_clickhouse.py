@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from recording import eventually
+from services import free_port
 
 import tallymark
 from stores.clickhouse_http import PASSWORD, Server
@@ -150,6 +151,14 @@ def test_what_a_store_says_to_a_cluster_is_understood(databases: Databases) -> N
     store.purge(NOON)
     for part in ("SYSTEM SYNC REPLICA tallymark_positions", "DELETE FROM tallymark_records_local ON CLUSTER `many`"):
         assert any(part in one for one in said), part
+
+
+def test_a_server_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    place = f"clickhouse://somebody:hunter2@127.0.0.1:{free_port()}"
+    with pytest.raises(StoreError) as raised, ClickHouse(place) as store:
+        store.info()
+    assert str(raised.value).endswith(": Connection refused")
+    assert "hunter2" not in caplog.text
 
 
 # -- deletion ------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import itertools
 import operator
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -409,6 +411,15 @@ def test_no_error_shows_a_password(end: str) -> None:
     while error is not None:
         assert "hunter2" not in f"{error}{error!r}"
         error = error.__cause__
+
+
+@pytest.mark.parametrize("command", ["query", "tail"])
+def test_no_hint_shows_a_password(store: Postgres, database: str, command: str) -> None:
+    store.write(batch([row(0)]))
+    words = [sys.executable, "-m", "tallymark", command, database.replace("tallymark@", "tallymark:hunter2@")]
+    done = subprocess.run([*words, "--name", "nope"], capture_output=True, text=True, timeout=120, check=True)
+    assert "no record matches; hint: " in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

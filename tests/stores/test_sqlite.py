@@ -432,3 +432,12 @@ def test_erasing_leaves_no_byte_beside_the_file(tmp_path: Path) -> None:
         assert traces(tmp_path / "metrics.db", secret) == []
         with tallymark.open(url) as reader:
             assert (reader.info().stored, reader.info().deleted) == (200, 101)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "alembic", None)
+    with (
+        Sqlite(tmp_path / "metrics.db") as store,
+        pytest.raises(StoreError, match=r'package alembic; hint: pip install "tallymark\[sqlite\]"'),
+    ):
+        store.write(batch([row(0)]))

@@ -1,6 +1,7 @@
 """The command line. Importing it is cheap: each command imports what it needs when it runs."""
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,9 @@ class _Commands(TyperGroup):
             from tallymark.cli.output import message
 
             message(f"error: {error}", style="red")
+            # What stdout did not take, it would not take at the end either; that would be another exit code.
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
             raise typer.Exit(1) from None
 
 
