@@ -120,7 +120,7 @@ class TestExport:
         ("arguments", "code", "words"),
         [
             (["x.txt"], 2, "format: the ending of 'x.txt' says none; use one of .csv"),
-            (["postgresql://u:hunter2@h/x"], 2, "error: file: this is a store; name a file too"),
+            (["postgresql://u:hunter2@h/x"], 2, "error: format: this is a store, not a file; name a file too"),
             (["x", "--format", "xml"], 2, "format: there is no 'xml'"),
             (["a", "b", "c.csv"], 2, "at most a store and a file"),
             (["none", "x.csv"], 1, "there is no store at 'none'"),

@@ -53,7 +53,7 @@ def format_of(path: str, given: str | None) -> Format:
         return "ndjson"
     found = ENDINGS.get(Path(path).suffix.lower())
     if found is None and "://" in path:
-        raise QueryError("file: this is a store; name a file too: tallymark export STORE FILE")
+        raise QueryError("format: this is a store, not a file; name a file too: tallymark export STORE FILE")
     if found is None:
         raise QueryError(
             f"format: the ending of {path!r} says none; use one of {' '.join(ENDINGS)}, or --format {known}"
