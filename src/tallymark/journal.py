@@ -356,10 +356,11 @@ class Journal:
         except IndexError:
             return  # somebody was faster; there is a next time
         try:
-            for index, total in enumerate(counts):
-                while self._housed[index] < total:
-                    lane.drop(index)
-                    self._housed[index] += 1
+            with self._changing():  # from one place to another: who counts meanwhile counts again
+                for index, total in enumerate(counts):
+                    while self._housed[index] < total:
+                        lane.drop(index)
+                        self._housed[index] += 1
         finally:
             free.append(lane)
 
